@@ -1,0 +1,31 @@
+package storage
+
+import (
+	"cmp"
+	"errors"
+	"slices"
+)
+
+var (
+	errNegativeOffset = errors.New("offset is negative")
+	errNotRegular     = errors.New("neither a file nor a directory")
+)
+
+// sortInfos sorts the entries of one directory so that a walk yields full names in byte order: recursively, a directory
+// sorts as what is below it does, with a slash behind its name.
+func sortInfos(infos []Info, recursive bool) {
+	slices.SortFunc(infos, func(a, b Info) int {
+		if recursive {
+			return cmp.Compare(walkKey(a), walkKey(b))
+		}
+		return cmp.Compare(a.Name, b.Name)
+	})
+}
+
+// walkKey is an entry's place among its neighbours in a recursive walk.
+func walkKey(i Info) string {
+	if i.Dir {
+		return i.Name + "/"
+	}
+	return i.Name
+}
