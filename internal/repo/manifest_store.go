@@ -1,0 +1,173 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+
+	"holdfast/internal/storage"
+)
+
+// LoadManifest reads the manifest of a backup: backup.manifest, and when that fails in any way backup.manifest.copy, which
+// must then be complete (ValidateComplete): during a backup the copy alone is there, and is not. The manifest's label
+// must be l. pass is that of backup.info ("" = not encrypted). Errors as LoadArchiveInfo.
+func LoadManifest(ctx context.Context, s storage.Storage, stanza string, l Label, pass Secret) (*Manifest, error) {
+	parse := func(r io.Reader) (*Manifest, error) { return parseLabelled(r, l) }
+	return load(ctx, s, ManifestPath(stanza, l), pass, parse, func(r io.Reader) (*Manifest, error) {
+		m, err := parse(r)
+		if err == nil {
+			err = m.ValidateComplete()
+		}
+		if err != nil {
+			return nil, err
+		}
+		return m, nil
+	})
+}
+
+// LoadManifestCopy reads backup.manifest.copy alone, complete or not: what an interrupted backup may be resumed from.
+func LoadManifestCopy(ctx context.Context, s storage.Storage, stanza string, l Label, pass Secret) (*Manifest, error) {
+	return loadOne(ctx, s, ManifestPath(stanza, l)+copySuffix, pass, func(r io.Reader) (*Manifest, error) {
+		return parseLabelled(r, l)
+	})
+}
+
+func parseLabelled(r io.Reader, l Label) (*Manifest, error) {
+	m, err := parseManifest(r)
+	if err != nil {
+		return nil, err
+	}
+	if m.Label != l {
+		return nil, fmt.Errorf("%w: [%s] backup-label: manifest of %s in the directory of %s", ErrFormat, sectionBackup, m.Label, l)
+	}
+	return m, nil
+}
+
+// SaveManifestCopy writes backup.manifest.copy only: the state of a running backup. The backup does not exist by it.
+func SaveManifestCopy(ctx context.Context, s storage.Storage, stanza string, m *Manifest, pass Secret) error {
+	return writeObject(ctx, s, ManifestPath(stanza, m.Label)+copySuffix, StreamSpec{Compress: None, Pass: pass}, m.encode)
+}
+
+// PublishManifest makes the backup exist: everything stored before is made durable, then .copy, backup.manifest and the
+// history manifest are written in this order. An incomplete manifest is refused before anything is written.
+//
+// On error the backup may exist all the same (the history manifest failed): LabelDir.Manifest tells. Until backup.info
+// names it, Reconcile does.
+func PublishManifest(ctx context.Context, s storage.Storage, stanza string, m *Manifest, pass Secret) error {
+	if err := m.ValidateComplete(); err != nil {
+		return err
+	}
+	if err := s.Sync(ctx); err != nil {
+		return fmt.Errorf("sync the files of backup %s: %w", m.Label, err)
+	}
+	if err := SaveManifestCopy(ctx, s, stanza, m, pass); err != nil {
+		return err
+	}
+	if err := writeObject(ctx, s, ManifestPath(stanza, m.Label), StreamSpec{Compress: None, Pass: pass}, m.encode); err != nil {
+		return err
+	}
+	spec := StreamSpec{Compress: GZ, Level: 9, Pass: pass}
+	return writeObject(ctx, s, HistoryManifestPath(stanza, m.Label), spec, m.encode)
+}
+
+// Reconcile brings the backups of b in line with the label directories (format page, section 6, "Reconstruction"): a line
+// whose backup.manifest is gone goes, with its dependents; a backup that is not listed is added from its manifest when its
+// cluster is in the history and its prior is listed. b is changed in memory only; the caller saves it when changed.
+// Each warning is one sentence on one label.
+//
+// The manifests are opened with b.CipherPass; pass is used when b has none. On an error, also a cancelled context or a
+// directory that cannot be listed, b is as before.
+func Reconcile(ctx context.Context, s storage.Storage, stanza string, b *BackupInfo, pass Secret) (changed bool, warnings []string, err error) {
+	if b.CipherPass != "" {
+		pass = b.CipherPass
+	}
+	onDisk := map[Label]bool{}
+	all := map[Label]bool{}
+	for d, err := range Labels(ctx, s, stanza) {
+		if err != nil {
+			return false, nil, fmt.Errorf("list backups of stanza %s: %w", stanza, err)
+		}
+		if d.Manifest {
+			onDisk[d.Label], all[d.Label] = true, true
+		}
+	}
+	listed := map[Label]BackupLine{}
+	for _, line := range b.Backups {
+		listed[line.Label], all[line.Label] = line, true
+		if onDisk[line.Label] {
+			continue
+		}
+		// A line is dropped only when the store itself says so, not because a listing lacked it.
+		if onDisk[line.Label], err = exists(ctx, s, ManifestPath(stanza, line.Label)); err != nil {
+			return false, nil, fmt.Errorf("look for the manifest of backup %s: %w", line.Label, err)
+		}
+	}
+	labels := make([]Label, 0, len(all))
+	for l := range all {
+		labels = append(labels, l)
+	}
+	slices.Sort(labels) // a prior sorts before what depends on it
+	r := reconciler{b: b, kept: map[Label]bool{}}
+	var lines []BackupLine
+	for _, l := range labels {
+		line, isListed := listed[l]
+		switch {
+		case isListed && !onDisk[l]:
+			r.warn("backup %s is removed from backup.info: its manifest is missing", l)
+		case isListed && line.Type != Full && !r.kept[line.Prior]:
+			r.warn("backup %s is removed from backup.info: it depends on %s, which is missing", l, line.Prior)
+		case isListed:
+			r.kept[l] = true
+			lines = append(lines, line)
+			continue
+		default:
+			m, err := LoadManifest(ctx, s, stanza, l, pass)
+			if ctx.Err() != nil {
+				return false, nil, ctx.Err()
+			}
+			if err == nil {
+				err = r.fits(m)
+			}
+			if err != nil {
+				r.warn("backup %s is not added to backup.info: %v", l, err)
+				continue
+			}
+			r.kept[l] = true
+			lines = append(lines, m.BackupLine())
+			r.warn("backup %s is added to backup.info from its manifest", l)
+		}
+		changed = true
+	}
+	if changed {
+		b.Backups = lines
+	}
+	return changed, r.warnings, nil
+}
+
+type reconciler struct {
+	b        *BackupInfo
+	kept     map[Label]bool
+	warnings []string
+}
+
+func (r *reconciler) warn(format string, args ...any) {
+	r.warnings = append(r.warnings, fmt.Sprintf(format, args...))
+}
+
+var errForeign = errors.New("does not belong to this stanza")
+
+// fits says why a backup found in the directory cannot be listed.
+func (r *reconciler) fits(m *Manifest) error {
+	db := findDB(r.b.History, m.DB.ID)
+	if db.ID == 0 || db.SystemID != m.DB.SystemID || db.Version != m.DB.Version {
+		return fmt.Errorf("%w: its cluster (id %d, version %s, system identifier %d) is not in the history",
+			errForeign, m.DB.ID, m.DB.Version, m.DB.SystemID)
+	}
+	if m.Type != Full && !r.kept[m.Prior] {
+		return fmt.Errorf("%w: its prior %s is not listed", fs.ErrNotExist, m.Prior)
+	}
+	return nil
+}
