@@ -1,0 +1,150 @@
+package pg
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// BackupStarted is the answer of pg_backup_start.
+type BackupStarted struct {
+	LSN     LSN
+	Segment string    // that holds LSN
+	Time    time.Time // the server's clock just before
+}
+
+// BackupStopped is the answer of pg_backup_stop.
+type BackupStopped struct {
+	LSN           LSN
+	Segment       string // as the server names it: before 17 the one before, if LSN is the first of a segment
+	BackupLabel   []byte // content for the file backup_label
+	TablespaceMap []byte // content for the file tablespace_map, blank without tablespaces
+	Time          time.Time
+}
+
+// backupFunctions is how a major version calls its backup functions (PostgreSQL manual, 26.3.3 Making a Base Backup
+// Using the Low Level API). 15 renamed them and dropped the exclusive mode.
+func (v Version) backupFunctions() (start, stop string) {
+	if v < 15 {
+		return "pg_start_backup($1, $2, exclusive := false)", "pg_stop_backup(exclusive := false, wait_for_archive := false)"
+	}
+	return "pg_backup_start($1, $2)", "pg_backup_stop(wait_for_archive := false)"
+}
+
+// walFileName is an SQL expression for the segment name of lsn. The server's own function refuses to work on a
+// standby; there NULL is sent, and the caller computes the name.
+const walFileName = "case when pg_is_in_recovery() then null else pg_walfile_name(lsn) end"
+
+// BackupStart begins a non-exclusive backup: the session must stay open until BackupStop, because losing it (a crash of
+// Holdfast, the network, a cancelled context) makes the server abort the backup, with nothing to clean up. fast asks for
+// an immediate checkpoint; otherwise the server spreads it, and this call can take minutes. An empty label becomes
+// "pgBackRest backup started at <the server's time>".
+func (c *Conn) BackupStart(ctx context.Context, label string, fast bool) (BackupStarted, error) {
+	if c.inBackup {
+		return BackupStarted{}, errors.New("start backup: this session is in a backup already")
+	}
+	var s BackupStarted
+	var defaultLabel string
+	err := c.c.QueryRow(ctx, "select t, 'pgBackRest backup started at ' || to_char(t, 'YYYY-MM-DD HH24:MI:SS TZ') from clock_timestamp() t").Scan(&s.Time, &defaultLabel)
+	if err != nil {
+		return BackupStarted{}, fmt.Errorf("start backup: ask for the server's time: %w", err)
+	}
+	if label == "" {
+		label = defaultLabel
+	}
+	var lsn string
+	var segment *string
+	var timeline uint32
+	start, _ := c.version.backupFunctions()
+	// The checkpoint that starts the backup has been written when the second query reads the timeline.
+	err = c.c.QueryRow(ctx, "select lsn::text, "+walFileName+" from "+start+" as lsn", label, fast).Scan(&lsn, &segment)
+	if err == nil {
+		c.inBackup = true
+		err = c.c.QueryRow(ctx, "select timeline_id from pg_control_checkpoint()").Scan(&timeline)
+	}
+	if err != nil {
+		return BackupStarted{}, c.abandon(fmt.Errorf("start backup: %w", c.sessionLost(err)))
+	}
+	if s.LSN, err = parseServerLSN("start backup", lsn); err != nil {
+		return BackupStarted{}, c.abandon(err)
+	}
+	if segment == nil {
+		s.Segment = SegmentName(timeline, s.LSN, c.segmentSize)
+	} else {
+		s.Segment = *segment
+	}
+	return s, nil
+}
+
+// BackupStop ends the backup that BackupStart of this session began, without waiting for the archive. If it fails the
+// backup is worth nothing: the session is closed, so that the server is not left in backup mode.
+func (c *Conn) BackupStop(ctx context.Context) (BackupStopped, error) {
+	if !c.inBackup {
+		return BackupStopped{}, errors.New("stop backup: this session has not started a backup")
+	}
+	var s BackupStopped
+	var lsn, backupLabel, tablespaceMap string
+	var segment *string
+	var timeline uint32
+	_, stop := c.version.backupFunctions()
+	err := c.c.QueryRow(ctx, "select lsn::text, "+walFileName+", labelfile, spcmapfile, clock_timestamp(), (select timeline_id from pg_control_checkpoint()) from "+stop).
+		Scan(&lsn, &segment, &backupLabel, &tablespaceMap, &s.Time, &timeline)
+	if err != nil {
+		return BackupStopped{}, c.abandon(fmt.Errorf("stop backup: %w", c.sessionLost(err)))
+	}
+	c.inBackup = false
+	if s.LSN, err = parseServerLSN("stop backup", lsn); err != nil {
+		return BackupStopped{}, err
+	}
+	if segment == nil {
+		s.Segment = SegmentName(timeline, s.LSN, c.segmentSize)
+	} else {
+		s.Segment = *segment
+	}
+	if strings.TrimSpace(backupLabel) == "" {
+		return BackupStopped{}, errors.New("stop backup: the server returned an empty backup_label")
+	}
+	s.BackupLabel, s.TablespaceMap = []byte(backupLabel), []byte(tablespaceMap)
+	return s, nil
+}
+
+// abandon closes the session after a failed start or stop.
+func (c *Conn) abandon(cause error) error { return errors.Join(cause, c.Close()) }
+
+// CreateRestorePoint writes a named point into the WAL to which recovery_target_name can lead, and returns the position
+// after it. The name has 1 to 63 bytes; the server must not be in recovery.
+func (c *Conn) CreateRestorePoint(ctx context.Context, name string) (LSN, error) {
+	if len(name) < 1 || len(name) > 63 || strings.ContainsRune(name, 0) {
+		return 0, fmt.Errorf("create restore point: name %.70q must have 1 to 63 bytes", name)
+	}
+	var text string
+	if err := c.c.QueryRow(ctx, "select pg_create_restore_point($1)::text", name).Scan(&text); err != nil {
+		return 0, fmt.Errorf("create restore point %q: %w", name, err)
+	}
+	return parseServerLSN("create restore point", text)
+}
+
+// SwitchWAL ends the current segment, so that the server archives it, and returns the position of that end and the name
+// of the ended segment. If nothing was written since the last switch the server does nothing: lsn is the start of the
+// untouched segment, and segment the one before it. CreateRestorePoint first makes sure that there is something to
+// switch. The server must not be in recovery.
+func (c *Conn) SwitchWAL(ctx context.Context) (lsn LSN, segment string, err error) {
+	var text, current string
+	err = c.c.QueryRow(ctx, "select pg_switch_wal()::text, pg_walfile_name(pg_current_wal_lsn())").Scan(&text, &current)
+	if err != nil {
+		return 0, "", fmt.Errorf("switch WAL segment: %w", err)
+	}
+	if lsn, err = parseServerLSN("switch WAL segment", text); err != nil {
+		return 0, "", err
+	}
+	timeline, _, err := ParseSegmentName(current, c.segmentSize)
+	if err != nil {
+		return 0, "", fmt.Errorf("switch WAL segment: answer of the server: %w", err)
+	}
+	if lsn == 0 {
+		return 0, "", errors.New("switch WAL segment: the server answered position 0/0")
+	}
+	return lsn, SegmentName(timeline, lsn-1, c.segmentSize), nil
+}
