@@ -1,0 +1,490 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"holdfast/internal/pg"
+	"holdfast/internal/repo"
+	"holdfast/internal/storage"
+)
+
+// BackupOptions chooses what a backup is made of and how it is stored.
+type BackupOptions struct {
+	Type           repo.BackupType // only Full so far
+	Conn           pg.ConnOptions
+	DataDir        string
+	Fast           bool // ask for an immediate checkpoint instead of waiting for the next one
+	Compress       repo.CompressType
+	Level          int
+	ProcessMax     int   // workers that copy files; at least 1
+	ChecksumPage   *bool // nil: as the cluster has data checksums
+	ArchiveCheck   bool  // wait for the WAL that the backup needs
+	ArchiveTimeout time.Duration
+	Exclude        []string // paths relative to the data directory; a trailing slash leaves out contents only
+	Annotations    map[string]string
+}
+
+// BackupPlan is what a backup would do, computed without any change to cluster or repository.
+type BackupPlan struct {
+	Stanza       string            `json:"stanza"`
+	Type         repo.BackupType   `json:"type"`
+	DataDir      string            `json:"data_dir"`
+	Version      string            `json:"pg_version"`
+	SystemID     uint64            `json:"system_id"`
+	Files        int               `json:"files"`
+	Bytes        int64             `json:"bytes"` // original bytes to copy
+	Compress     repo.CompressType `json:"compress"`
+	ChecksumPage bool              `json:"checksum_page"`
+	Warnings     []string          `json:"warnings,omitempty"`
+
+	s       *Stanza
+	o       BackupOptions
+	control pg.Control
+}
+
+// BackupResult is what a finished backup says of itself.
+type BackupResult struct {
+	Label        repo.Label      `json:"label"`
+	Line         repo.BackupLine `json:"line"`
+	DB           repo.DB         `json:"db"`
+	ArchiveStart string          `json:"archive_start"`
+	ArchiveStop  string          `json:"archive_stop"`
+	Duration     time.Duration   `json:"duration_ns"`
+	PageErrors   []string        `json:"page_errors,omitempty"` // files with bad pages: recorded, never fatal
+	Vanished     int             `json:"vanished"`
+}
+
+// PlanBackup connects, checks cluster and stanza against each other and looks at the size of the data directory.
+func (s *Stanza) PlanBackup(ctx context.Context, o BackupOptions) (*BackupPlan, error) {
+	if o.Type == "" {
+		o.Type = repo.Full
+	}
+	if o.Type != repo.Full {
+		return nil, fmt.Errorf("stanza %s: backup type %s is not supported by this version; use --type=full", s.o.Stanza, o.Type)
+	}
+	o.ProcessMax = max(o.ProcessMax, 1)
+	if o.ArchiveTimeout <= 0 {
+		o.ArchiveTimeout = time.Minute
+	}
+	ai, bi, err := s.loadInfos(ctx)
+	if err != nil {
+		return nil, err
+	}
+	control, _, err := pg.ReadControl(ctx, o.DataDir)
+	if err != nil {
+		return nil, fmt.Errorf("stanza %s: %w", s.o.Stanza, err)
+	}
+	if err := s.matches(ai, bi, control); err != nil {
+		return nil, err
+	}
+	p := &BackupPlan{Stanza: s.o.Stanza, Type: o.Type, DataDir: o.DataDir, Version: control.Version.String(), SystemID: control.SystemID,
+		Compress: o.Compress, s: s, o: o, control: control}
+	conn, err := pg.Connect(ctx, o.Conn)
+	if err != nil {
+		return nil, fmt.Errorf("stanza %s: %w", s.o.Stanza, err)
+	}
+	facts, err := conn.Facts(ctx)
+	if err = errors.Join(err, conn.Close()); err != nil {
+		return nil, fmt.Errorf("stanza %s: ask the server about itself: %w", s.o.Stanza, err)
+	}
+	if err := p.check(facts); err != nil {
+		return nil, fmt.Errorf("stanza %s: %w", s.o.Stanza, err)
+	}
+	sc := p.newScan(ctx, &repo.Manifest{}, nil)
+	sc.warn = func(f string, a ...any) { p.Warnings = append(p.Warnings, fmt.Sprintf(f, a...)) }
+	if err := sc.run(); err != nil {
+		return nil, fmt.Errorf("stanza %s: look through %s: %w", s.o.Stanza, o.DataDir, err)
+	}
+	p.Files = len(sc.m.Files)
+	for i := range sc.m.Files {
+		p.Bytes += sc.m.Files[i].Size
+	}
+	return p, nil
+}
+
+// check compares the running server with the data directory and decides on page checksums.
+func (p *BackupPlan) check(f pg.ServerFacts) error {
+	if f.SystemID != p.control.SystemID {
+		return fmt.Errorf("the server that answers has system identifier %d, but %s has %d: port or socket of another cluster", f.SystemID, p.o.DataDir, p.control.SystemID)
+	}
+	if a, b := realPath(f.DataDirectory), realPath(p.o.DataDir); a != b {
+		return fmt.Errorf("the server says that its data directory is %s, not %s", f.DataDirectory, p.o.DataDir)
+	}
+	if f.InRecovery {
+		return errors.New("the server is a standby (in recovery): back up the primary")
+	}
+	if f.ArchiveMode == "off" && p.o.ArchiveCheck {
+		return errors.New("archive_mode is off: set it to on, restart PostgreSQL, and run: holdfast pg check")
+	}
+	p.ChecksumPage = p.control.DataChecksumVersion != 0
+	if want := p.o.ChecksumPage; want != nil {
+		if *want && !p.ChecksumPage {
+			p.Warnings = append(p.Warnings, "the cluster has no data checksums: page checksums are not verified")
+		}
+		p.ChecksumPage = p.ChecksumPage && *want
+	}
+	return nil
+}
+
+func realPath(p string) string {
+	if r, err := filepath.EvalSymlinks(p); err == nil {
+		return r
+	}
+	return filepath.Clean(p)
+}
+
+func (p *BackupPlan) newScan(ctx context.Context, m *repo.Manifest, spaces []pg.Tablespace) *scan {
+	sc := &scan{ctx: ctx, m: m, root: filepath.Clean(p.o.DataDir), version: p.control.Version, online: true, names: newOwnerNames(), warn: p.s.warn,
+		exclude: make(map[string]bool)}
+	for _, e := range p.o.Exclude {
+		sc.exclude["pg_data/"+e] = true
+	}
+	if spaces != nil {
+		sc.spaces = make(map[string]pg.Tablespace)
+		for _, t := range spaces {
+			sc.spaces[strconv.FormatUint(uint64(t.OID), 10)] = t
+		}
+	}
+	return sc
+}
+
+// Run makes the backup. On error, or when ctx is cancelled, PostgreSQL is out of backup mode, the repository's backups are
+// as before, and what was copied is removed by the next backup. Result.Label exists once Run returns nil.
+func (p *BackupPlan) Run(ctx context.Context) (*BackupResult, error) {
+	s := p.s
+	if err := s.stopped(); err != nil {
+		return nil, err
+	}
+	release, err := s.lock("backup")
+	if err != nil {
+		return nil, err
+	}
+	res, err := p.run(ctx)
+	if err = errors.Join(err, release()); err != nil {
+		return nil, fmt.Errorf("backup of stanza %s: %w", s.o.Stanza, err)
+	}
+	return res, nil
+}
+
+// backupRun is the state of one running backup.
+type backupRun struct {
+	*BackupPlan
+	began  time.Time
+	ai     *repo.ArchiveInfo
+	bi     *repo.BackupInfo
+	db     repo.DB
+	conn   *pg.Conn
+	m      *repo.Manifest
+	sc     *scan
+	newest repo.Label // the label must sort after it
+	start  pg.BackupStarted
+	tli    uint32
+	res    BackupResult
+}
+
+func (p *BackupPlan) run(ctx context.Context) (*BackupResult, error) {
+	r := &backupRun{BackupPlan: p, began: p.s.o.Now()}
+	if err := r.prepare(ctx); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if err := r.begin(ctx); err != nil {
+		// Closing the session takes PostgreSQL out of backup mode; its own error adds nothing to err.
+		return nil, errors.Join(err, r.conn.Close())
+	}
+	waited := make(chan error, 1)
+	go func() {
+		err := r.awaitFirst(ctx)
+		if err != nil {
+			cancel(err) // broken archiving ends the copy early instead of after it
+		}
+		waited <- err
+	}()
+	err := r.copyFiles(ctx)
+	if werr := <-waitOrCancel(waited, cancel, err); werr != nil && !errors.Is(werr, context.Canceled) {
+		err = werr
+	}
+	if err == nil {
+		err = r.stop(ctx)
+	}
+	if err = errors.Join(err, r.conn.Close()); err != nil {
+		return nil, err
+	}
+	if err := r.awaitWAL(ctx); err != nil {
+		return nil, err
+	}
+	if err := r.publish(ctx); err != nil {
+		return nil, err
+	}
+	r.res.Duration = p.s.o.Now().Sub(r.began)
+	return &r.res, nil
+}
+
+// waitOrCancel gives the waiter its result; a failed copy ends the wait at once.
+func waitOrCancel(waited chan error, cancel context.CancelCauseFunc, copyErr error) chan error {
+	if copyErr != nil {
+		cancel(copyErr)
+	}
+	return waited
+}
+
+// prepare loads the info files under the lock, clears what interrupted runs left, and connects.
+func (r *backupRun) prepare(ctx context.Context) error {
+	s := r.s
+	s.step("backup", "prepare", s.o.Stanza)
+	var err error
+	if r.ai, r.bi, err = s.loadInfos(ctx); err != nil {
+		return err
+	}
+	if err := s.matches(r.ai, r.bi, r.control); err != nil {
+		return err
+	}
+	_, warnings, err := repo.Reconcile(ctx, s.o.Storage, s.o.Stanza, r.bi, s.o.Pass)
+	if err != nil {
+		return err
+	}
+	for _, w := range warnings {
+		s.warn("%s", w)
+	}
+	r.db = r.bi.DB()
+	if r.newest, err = repo.NewestLabel(ctx, s.o.Storage, s.o.Stanza, ""); err != nil {
+		return err
+	}
+	for _, l := range r.bi.Backups {
+		r.newest = max(r.newest, l.Label)
+	}
+	if err := s.clearUnfinished(ctx); err != nil {
+		return err
+	}
+	if r.conn, err = pg.Connect(ctx, r.o.Conn); err != nil {
+		return err
+	}
+	return nil
+}
+
+// clearUnfinished removes label directories that are no backups: what interrupted runs left.
+func (s *Stanza) clearUnfinished(ctx context.Context) error {
+	var drop []repo.Label
+	for d, err := range repo.Labels(ctx, s.o.Storage, s.o.Stanza) {
+		if err != nil {
+			return err
+		}
+		if !d.Manifest {
+			drop = append(drop, d.Label)
+		}
+	}
+	for _, l := range drop {
+		s.warn("backup %s was interrupted: its files are removed", l)
+		if err := s.removeTree(ctx, repo.BackupDir(s.o.Stanza)+"/"+string(l)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeTree deletes every object below dir, in batches; on a file system also directories and links.
+func (s *Stanza) removeTree(ctx context.Context, dir string) error {
+	if l, ok := s.o.Storage.(storage.Linker); ok && s.o.Storage.Abilities().Links {
+		return wrap(l.RemoveTree(ctx, dir), "remove %s", dir)
+	}
+	var names []string
+	flush := func() error {
+		err := s.o.Storage.Remove(ctx, names...)
+		names = names[:0]
+		return wrap(err, "remove %s", dir)
+	}
+	for info, err := range s.o.Storage.List(ctx, dir, storage.ListOptions{Recursive: true}) {
+		if err != nil {
+			return fmt.Errorf("list %s: %w", dir, err)
+		}
+		if names = append(names, info.Name); len(names) == 1000 {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
+
+// begin puts PostgreSQL into backup mode and builds the manifest.
+func (r *backupRun) begin(ctx context.Context) error {
+	s := r.s
+	s.step("backup", "start", "pg_backup_start")
+	var err error
+	label := "pgBackRest backup started at " + s.o.Now().In(s.o.Local).Format("2006-01-02 15:04:05 -07")
+	if r.start, err = r.conn.BackupStart(ctx, label, r.o.Fast); err != nil {
+		return err
+	}
+	control, _, err := pg.ReadControl(ctx, r.o.DataDir)
+	if err != nil {
+		return err
+	}
+	tli, err := strconv.ParseUint(r.start.Segment[:8], 16, 32)
+	if err != nil {
+		return fmt.Errorf("WAL segment name %q: %w", r.start.Segment, err)
+	}
+	r.tli = uint32(tli)
+	if control.Checkpoint < r.start.LSN || control.CheckpointTimeline != r.tli {
+		return fmt.Errorf("pg_control of %s has checkpoint %s on timeline %d, but the backup started at %s on timeline %d: the data directory is not that of the server which answers",
+			r.o.DataDir, control.Checkpoint, control.CheckpointTimeline, r.start.LSN, r.tli)
+	}
+	r.control = control
+	spaces, err := r.conn.Tablespaces(ctx)
+	if err != nil {
+		return err
+	}
+	dbs, err := r.conn.Databases(ctx)
+	if err != nil {
+		return err
+	}
+	r.m = r.newManifest(dbs)
+	r.sc = r.newScan(ctx, r.m, spaces)
+	s.step("backup", "manifest", r.o.DataDir)
+	if err := r.sc.run(); err != nil {
+		return fmt.Errorf("look through %s: %w", r.o.DataDir, err)
+	}
+	// One second later than now: see copyFiles, which holds back files whose time stamp could still stay the same.
+	r.m.TimeCopyStart = s.o.Now().Unix() + 1
+	if r.m.Label, err = repo.NewLabel(r.start.Time.In(s.o.Local), r.o.Type, "", r.newest); err != nil {
+		return err
+	}
+	r.m.References = []repo.Label{r.m.Label}
+	return repo.SaveManifestCopy(ctx, s.o.Storage, s.o.Stanza, r.m, r.bi.CipherPass)
+}
+
+func (r *backupRun) newManifest(dbs []pg.Database) *repo.Manifest {
+	m := &repo.Manifest{BackrestVersion: r.s.o.Version, Type: r.o.Type, LSNStart: r.start.LSN.String(), ArchiveStart: r.start.Segment,
+		TimeStart: r.start.Time.Unix(), DB: r.db, Annotations: r.o.Annotations,
+		Options: repo.ManifestOptions{ArchiveCheck: r.o.ArchiveCheck, ChecksumPage: r.ChecksumPage, Compress: r.o.Compress != repo.None,
+			Online: true, BufferSize: copyBuffer, CompressLevel: r.o.Level, CompressLevelNetwork: 1, CompressType: r.o.Compress, ProcessMax: r.o.ProcessMax}}
+	m.CipherPass = r.s.subPass()
+	for _, d := range dbs {
+		m.Databases = append(m.Databases, repo.Database{Name: d.Name, OID: d.OID, LastSystemID: d.LastSystemID})
+	}
+	return m
+}
+
+// awaitFirst makes the segment that the backup starts in complete and waits for it in the archive.
+func (r *backupRun) awaitFirst(ctx context.Context) error {
+	if !r.o.ArchiveCheck {
+		return nil
+	}
+	conn, err := pg.Connect(ctx, r.o.Conn)
+	if err != nil {
+		return err
+	}
+	_, err = conn.CreateRestorePoint(ctx, "Holdfast archive check")
+	if err == nil {
+		_, _, err = conn.SwitchWAL(ctx)
+	}
+	if err = errors.Join(err, conn.Close()); err != nil {
+		return err
+	}
+	return r.s.WaitForSegments(ctx, r.db, []string{r.start.Segment}, r.o.ArchiveTimeout)
+}
+
+// stop takes PostgreSQL out of backup mode and stores the files that it hands over.
+func (r *backupRun) stop(ctx context.Context) error {
+	r.s.step("backup", "stop", "pg_backup_stop")
+	stopped, err := r.conn.BackupStop(ctx)
+	if err != nil {
+		return err
+	}
+	r.m.LSNStop, r.m.ArchiveStop, r.m.TimeStop = stopped.LSN.String(), pg.SegmentName(r.tli, stopped.LSN, r.control.WALSegmentSize), stopped.Time.Unix()
+	owner := r.m.FileDefault
+	owner.Mode = r.m.PathDefault.Mode & 0o644
+	for _, f := range []struct {
+		name string
+		data []byte
+	}{{"pg_data/backup_label", stopped.BackupLabel}, {"pg_data/tablespace_map", stopped.TablespaceMap}} {
+		if len(f.data) == 0 {
+			continue
+		}
+		file := repo.File{Name: f.name, Owner: owner, Size: int64(len(f.data)), SizeOrig: -1, Timestamp: stopped.Time.Unix()}
+		if err := r.storeBytes(ctx, &file, f.data); err != nil {
+			return err
+		}
+		r.m.AddFile(file)
+	}
+	return nil
+}
+
+// awaitWAL waits for every segment that a restore of this backup needs (format page, section 11.4).
+func (r *backupRun) awaitWAL(ctx context.Context) error {
+	if err := r.s.o.Storage.Sync(ctx); err != nil {
+		return fmt.Errorf("sync the repository: %w", err)
+	}
+	if !r.o.ArchiveCheck {
+		return nil
+	}
+	stop, err := pg.ParseLSN(r.m.LSNStop)
+	if err != nil {
+		return err
+	}
+	segments := pg.SegmentsBetween(r.tli, r.start.LSN, stop, r.control.WALSegmentSize)
+	r.s.step("backup", "wal", fmt.Sprintf("%s to %s", segments[0], segments[len(segments)-1]))
+	return r.s.WaitForSegments(ctx, r.db, segments, r.o.ArchiveTimeout)
+}
+
+// publish makes the backup exist: manifest, history, link, backup.info; archive.info is saved again so that life-cycle
+// rules of object stores do not age it away.
+func (r *backupRun) publish(ctx context.Context) error {
+	s := r.s
+	s.step("backup", "publish", string(r.m.Label))
+	if err := r.m.ValidateComplete(); err != nil {
+		return err
+	}
+	if err := s.makeDirs(ctx, r.m); err != nil {
+		return err
+	}
+	if err := repo.PublishManifest(ctx, s.o.Storage, s.o.Stanza, r.m, r.bi.CipherPass); err != nil {
+		return err
+	}
+	s.step("backup", "catalogue", "backup.info")
+	line := r.m.BackupLine()
+	r.bi.Put(line)
+	r.bi.BackrestVersion, r.ai.BackrestVersion = s.o.Version, s.o.Version
+	if err := repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, r.bi, s.o.Pass); err != nil {
+		return fmt.Errorf("save backup.info: %w", err)
+	}
+	if err := repo.SaveArchiveInfo(ctx, s.o.Storage, s.o.Stanza, r.ai, s.o.Pass); err != nil {
+		return fmt.Errorf("save archive.info: %w", err)
+	}
+	if l, ok := s.o.Storage.(storage.Linker); ok && s.o.Storage.Abilities().Links {
+		if err := l.Symlink(ctx, string(r.m.Label), repo.BackupDir(s.o.Stanza)+"/latest"); err != nil {
+			s.warn("the link backup/%s/latest could not be set (it is for people only): %v", s.o.Stanza, err)
+		}
+	}
+	r.res.Label, r.res.Line, r.res.DB, r.res.ArchiveStart, r.res.ArchiveStop = r.m.Label, line, r.db, r.m.ArchiveStart, r.m.ArchiveStop
+	return nil
+}
+
+// makeDirs completes an unbundled full backup on a file system so that its directory could be copied away and started:
+// empty directories and the tablespace links (format page, section 2).
+func (s *Stanza) makeDirs(ctx context.Context, m *repo.Manifest) error {
+	l, ok := s.o.Storage.(storage.Linker)
+	if !ok || !s.o.Storage.Abilities().Links || m.Bundle {
+		return nil
+	}
+	base := repo.BackupDir(s.o.Stanza) + "/" + string(m.Label) + "/"
+	for _, p := range m.Paths {
+		if err := l.MakeDir(ctx, base+p.Name); err != nil {
+			return fmt.Errorf("make %s: %w", p.Name, err)
+		}
+	}
+	for _, t := range m.Targets {
+		if t.TablespaceID == "" {
+			continue
+		}
+		if err := l.Symlink(ctx, "../../pg_tblspc/"+t.TablespaceID, base+"pg_data/pg_tblspc/"+t.TablespaceID); err != nil {
+			return fmt.Errorf("link tablespace %s: %w", t.TablespaceID, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,235 @@
+package engine
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"holdfast/internal/pg"
+	"holdfast/internal/repo"
+	"holdfast/internal/storage"
+)
+
+// CreateOutcome says what Create or Upgrade found and did.
+type CreateOutcome string
+
+const (
+	Created  CreateOutcome = "created"
+	Existed  CreateOutcome = "exists and is valid"
+	Repaired CreateOutcome = "repaired"
+	Upgraded CreateOutcome = "upgraded"
+)
+
+// Create makes the stanza for the cluster that c describes (format page, section 18). An existing stanza of the same
+// cluster is left alone, one of another cluster is ErrStanzaMismatch. Cancelled: what was written is completed by the next call.
+func (s *Stanza) Create(ctx context.Context, c pg.Control) (CreateOutcome, error) {
+	if err := s.stopped(); err != nil {
+		return "", err
+	}
+	release, err := s.lock("archive", "backup")
+	if err != nil {
+		return "", err
+	}
+	out, err := s.create(ctx, c)
+	return out, errors.Join(err, release())
+}
+
+func (s *Stanza) create(ctx context.Context, c pg.Control) (CreateOutcome, error) {
+	s.step("stanza-create", "look", s.o.Stanza)
+	ai, aerr := repo.LoadArchiveInfo(ctx, s.o.Storage, s.o.Stanza, s.o.Pass)
+	bi, berr := repo.LoadBackupInfo(ctx, s.o.Storage, s.o.Stanza, s.o.Pass)
+	switch {
+	case aerr == nil && berr == nil:
+		if err := s.matches(ai, bi, c); err != nil {
+			return "", err
+		}
+		return s.repairCopies(ctx, ai, bi)
+	case errors.Is(aerr, fs.ErrNotExist) && errors.Is(berr, fs.ErrNotExist):
+	case aerr == nil && errors.Is(berr, fs.ErrNotExist):
+		// archive.info is written first; a creation that died in between is completed when nothing else is there.
+		if has, err := s.holdsAnything(ctx, ai); err != nil || has {
+			return "", errors.Join(err, fmt.Errorf("stanza %s: backup.info is missing but archive.info exists and WAL or backups are present: restore backup.info from a copy of the repository", s.o.Stanza))
+		}
+		if db := ai.DB(); db.SystemID != c.SystemID || db.Version != c.Version.String() {
+			return "", fmt.Errorf("stanza %s: %w (system identifier %d, not %d)", s.o.Stanza, ErrStanzaMismatch, db.SystemID, c.SystemID)
+		}
+		bi = s.newBackupInfo(c)
+		return Repaired, wrap(repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass), "stanza %s: save backup.info", s.o.Stanza)
+	default:
+		return "", fmt.Errorf("stanza %s: read the info files: %w", s.o.Stanza, errors.Join(aerr, berr))
+	}
+	for _, dir := range []string{repo.ArchiveDir(s.o.Stanza), repo.BackupDir(s.o.Stanza)} {
+		for info, err := range s.o.Storage.List(ctx, dir, storage.ListOptions{Recursive: true}) {
+			if err != nil {
+				return "", fmt.Errorf("stanza %s: list %s: %w", s.o.Stanza, dir, err)
+			}
+			return "", fmt.Errorf("stanza %s: no info files, yet %s exists: this is the remainder of another stanza; move it away or choose another repository directory", s.o.Stanza, info.Name)
+		}
+	}
+	s.step("stanza-create", "write", s.o.Stanza)
+	ai = &repo.ArchiveInfo{BackrestVersion: s.o.Version, Current: 1, CipherPass: s.subPass(),
+		History: []repo.DB{{ID: 1, SystemID: c.SystemID, Version: c.Version.String()}}}
+	if err := repo.SaveArchiveInfo(ctx, s.o.Storage, s.o.Stanza, ai, s.o.Pass); err != nil {
+		return "", fmt.Errorf("stanza %s: save archive.info: %w", s.o.Stanza, err)
+	}
+	if err := repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, s.newBackupInfo(c), s.o.Pass); err != nil {
+		return "", fmt.Errorf("stanza %s: save backup.info: %w", s.o.Stanza, err)
+	}
+	return Created, nil
+}
+
+func (s *Stanza) newBackupInfo(c pg.Control) *repo.BackupInfo {
+	return &repo.BackupInfo{BackrestVersion: s.o.Version, Current: 1, CipherPass: s.subPass(),
+		History: []repo.DB{{ID: 1, SystemID: c.SystemID, Version: c.Version.String(), ControlVersion: c.ControlVersion, CatalogVersion: c.CatalogVersion}}}
+}
+
+// subPass makes the passphrase kept inside an info file: 48 random bytes in base64 (format page, section 8.3).
+func (s *Stanza) subPass() repo.Secret {
+	if s.o.Pass == "" {
+		return ""
+	}
+	var b [48]byte
+	rand.Read(b[:]) // crypto/rand.Read never fails (Go 1.24)
+	return repo.Secret(base64.StdEncoding.EncodeToString(b[:]))
+}
+
+// holdsAnything says whether the stanza has WAL or a backup beside its info files.
+func (s *Stanza) holdsAnything(ctx context.Context, ai *repo.ArchiveInfo) (bool, error) {
+	for _, db := range ai.History {
+		for _, err := range s.o.Storage.List(ctx, repo.ArchiveDir(s.o.Stanza)+"/"+repo.ArchiveID(db.Version, db.ID), storage.ListOptions{}) {
+			return true, err
+		}
+	}
+	for l, err := range repo.Labels(ctx, s.o.Storage, s.o.Stanza) {
+		return err == nil && l.Label != "", err
+	}
+	return false, nil
+}
+
+// repairCopies writes a missing main or copy again, so that one damaged file never ends a stanza.
+func (s *Stanza) repairCopies(ctx context.Context, ai *repo.ArchiveInfo, bi *repo.BackupInfo) (CreateOutcome, error) {
+	out := Existed
+	for _, f := range []struct {
+		name string
+		save func() error
+	}{
+		{repo.ArchiveDir(s.o.Stanza) + "/archive.info", func() error {
+			return repo.SaveArchiveInfo(ctx, s.o.Storage, s.o.Stanza, ai, s.o.Pass)
+		}},
+		{repo.BackupDir(s.o.Stanza) + "/backup.info", func() error {
+			return repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass)
+		}},
+	} {
+		_, merr := s.o.Storage.Stat(ctx, f.name)
+		_, cerr := s.o.Storage.Stat(ctx, f.name+".copy")
+		if merr == nil && cerr == nil {
+			continue
+		}
+		for _, err := range []error{merr, cerr} {
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return "", fmt.Errorf("stanza %s: %w", s.o.Stanza, err)
+			}
+		}
+		if err := f.save(); err != nil {
+			return "", fmt.Errorf("stanza %s: save %s: %w", s.o.Stanza, f.name, err)
+		}
+		out = Repaired
+	}
+	return out, nil
+}
+
+// Upgrade makes the cluster that c describes the stanza's current one, after pg_upgrade or a new initdb. Backups and WAL
+// of the cluster before stay (section 18). Create's conditions hold.
+func (s *Stanza) Upgrade(ctx context.Context, c pg.Control) (CreateOutcome, error) {
+	if err := s.stopped(); err != nil {
+		return "", err
+	}
+	release, err := s.lock("archive", "backup")
+	if err != nil {
+		return "", err
+	}
+	out, err := s.upgrade(ctx, c)
+	return out, errors.Join(err, release())
+}
+
+func (s *Stanza) upgrade(ctx context.Context, c pg.Control) (CreateOutcome, error) {
+	ai, bi, err := s.loadInfos(ctx)
+	if err != nil {
+		return "", err
+	}
+	acur, bcur := ai.DB(), bi.DB()
+	same := func(d repo.DB) bool { return d.SystemID == c.SystemID && d.Version == c.Version.String() }
+	if same(acur) && same(bcur) {
+		return Existed, nil
+	}
+	s.step("stanza-upgrade", "write", s.o.Stanza)
+	// A run that died between the two files has advanced only one: the other joins it under the same id.
+	id := max(ai.Current, bi.Current) + 1
+	if same(acur) || same(bcur) {
+		id = max(ai.Current, bi.Current)
+	}
+	db := repo.DB{ID: id, SystemID: c.SystemID, Version: c.Version.String(), ControlVersion: c.ControlVersion, CatalogVersion: c.CatalogVersion}
+	if !same(bcur) {
+		bi.History, bi.Current, bi.BackrestVersion = append(bi.History, db), id, s.o.Version
+		if err := repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass); err != nil {
+			return "", fmt.Errorf("stanza %s: save backup.info: %w", s.o.Stanza, err)
+		}
+	}
+	if !same(acur) {
+		db.ControlVersion, db.CatalogVersion = 0, 0
+		ai.History, ai.Current, ai.BackrestVersion = append(ai.History, db), id, s.o.Version
+		if err := repo.SaveArchiveInfo(ctx, s.o.Storage, s.o.Stanza, ai, s.o.Pass); err != nil {
+			return "", fmt.Errorf("stanza %s: save archive.info: %w", s.o.Stanza, err)
+		}
+	}
+	return Upgraded, nil
+}
+
+// loadInfos loads both info files; a stanza that is not there is ErrStanzaMissing.
+func (s *Stanza) loadInfos(ctx context.Context) (*repo.ArchiveInfo, *repo.BackupInfo, error) {
+	ai, err := s.loadArchiveInfo(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	bi, err := repo.LoadBackupInfo(ctx, s.o.Storage, s.o.Stanza, s.o.Pass)
+	if err != nil {
+		return nil, nil, fmt.Errorf("stanza %s: load backup.info: %w", s.o.Stanza, err)
+	}
+	return ai, bi, nil
+}
+
+func (s *Stanza) loadArchiveInfo(ctx context.Context) (*repo.ArchiveInfo, error) {
+	ai, err := repo.LoadArchiveInfo(ctx, s.o.Storage, s.o.Stanza, s.o.Pass)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("stanza %s: %w; run: holdfast pg stanza-create --stanza=%s (%w)", s.o.Stanza, ErrStanzaMissing, s.o.Stanza, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("stanza %s: load archive.info: %w", s.o.Stanza, err)
+	}
+	return ai, nil
+}
+
+// matches compares the stanza's current entry with a cluster's control file.
+func (s *Stanza) matches(ai *repo.ArchiveInfo, bi *repo.BackupInfo, c pg.Control) error {
+	for _, e := range []struct {
+		file string
+		db   repo.DB
+	}{{"archive.info", ai.DB()}, {"backup.info", bi.DB()}} {
+		if e.db.SystemID != c.SystemID || e.db.Version != c.Version.String() {
+			return fmt.Errorf("stanza %s: %w: %s says version %s, system identifier %d; the data directory has version %s, %d; if the cluster was upgraded or made anew run: holdfast pg stanza-upgrade --stanza=%s",
+				s.o.Stanza, ErrStanzaMismatch, e.file, e.db.Version, e.db.SystemID, c.Version, c.SystemID, s.o.Stanza)
+		}
+	}
+	return nil
+}
+
+// wrap adds a message to an error and leaves nil alone.
+func wrap(err error, format string, a ...any) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf(format+": %w", append(a, err)...)
+}
