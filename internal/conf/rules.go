@@ -1,0 +1,132 @@
+package conf
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// rule relates several parameters. It is checked when one of names changes, so that an old violation (an edited file)
+// does not stand in the way of other changes.
+type rule struct {
+	names []string
+	text  string // for the manual
+	check func(v *Values) error
+}
+
+var rules = [...]rule{
+	{
+		names: []string{string(KeyRedundancyEnabled), string(KeyPgbackupCompression)},
+		text:  "`pgsql.pgbackrest.redundancy.enabled` True needs `alation.backup_v2.pgbackup_compression` False: redundancy copies the separate PostgreSQL backup.",
+		check: checkRedundancy,
+	},
+	{
+		names: []string{string(KeyCompressType), string(KeyCompressLevel)},
+		text:  "`pgsql.pgbackrest.compress_level` must be a level of `pgsql.pgbackrest.compress_type`.",
+		check: checkLevel,
+	},
+	{
+		names: []string{string(KeyBlock), string(KeyBundle)},
+		text:  "`pgsql.pgbackrest.block` True needs `pgsql.pgbackrest.bundle` True.",
+		check: checkBlock,
+	},
+	{
+		names: []string{string(KeyDataTempDir), string(KeyDataDumpDir), string(KeyRepoDir)},
+		text:  "`alation.backup.data_temp_dir` must neither be nor contain `alation.backup.data_dump_dir` or `pgsql.pgbackrest.repo_dir_name`: staging is emptied.",
+		check: checkStaging,
+	},
+}
+
+func checkRedundancy(v *Values) error {
+	if !v.Bool(KeyRedundancyEnabled) || !v.Bool(KeyPgbackupCompression) {
+		return nil
+	}
+	return &RuleError{
+		Names: []string{string(KeyRedundancyEnabled), string(KeyPgbackupCompression)},
+		Reason: fmt.Sprintf("%s = True needs %s = False: redundancy copies the separate PostgreSQL backup, and with compression on there is none; "+
+			"first run: alation_conf %s -s False (to keep PostgreSQL in the tarball instead: alation_conf %s -s False)",
+			KeyRedundancyEnabled, KeyPgbackupCompression, KeyPgbackupCompression, KeyRedundancyEnabled),
+	}
+}
+
+func checkLevel(v *Values) error {
+	least, most := -7, 22
+	switch v.String(KeyCompressType) {
+	case "none":
+		return nil
+	case "gz":
+		least, most = 0, 9
+	case "lz4":
+		least, most = -5, 12
+	}
+	if n := v.Int(KeyCompressLevel); n < least || n > most {
+		return &RuleError{
+			Names: []string{string(KeyCompressType), string(KeyCompressLevel)},
+			Reason: fmt.Sprintf("%s = %d is not a level of %s (%d to %d); set both in one call: alation_conf %s -s TYPE %s -s LEVEL",
+				KeyCompressLevel, n, v.String(KeyCompressType), least, most, KeyCompressType, KeyCompressLevel),
+		}
+	}
+	return nil
+}
+
+func checkBlock(v *Values) error {
+	if !v.Bool(KeyBlock) || v.Bool(KeyBundle) {
+		return nil
+	}
+	return &RuleError{
+		Names:  []string{string(KeyBlock), string(KeyBundle)},
+		Reason: fmt.Sprintf("%s = True needs %s = True; set both in one call: alation_conf %s -s True %s -s True", KeyBlock, KeyBundle, KeyBundle, KeyBlock),
+	}
+}
+
+func checkStaging(v *Values) error {
+	staging := cleanPath(v.Path(KeyDataTempDir))
+	for _, kept := range []PathKey{KeyDataDumpDir, KeyRepoDir} {
+		dir := cleanPath(v.Path(kept))
+		if dir == staging || strings.HasPrefix(dir, staging+"/") {
+			return &RuleError{
+				Names:  []string{string(KeyDataTempDir), string(kept)},
+				Reason: fmt.Sprintf("%s = %s must not lie in %s = %s: staging is emptied; choose another directory for one of them", kept, dir, KeyDataTempDir, staging),
+			}
+		}
+	}
+	return nil
+}
+
+// checkRules returns the violations of the rules that changed names touch. A value that is wrong by itself is reported
+// in place of the rule that needs it.
+func checkRules(v *Values, changed []string) []error {
+	var all []error
+	for i := range rules {
+		r := &rules[i]
+		if !slices.ContainsFunc(r.names, func(name string) bool { return slices.Contains(changed, name) }) {
+			continue
+		}
+		wrong := false
+		for _, name := range r.names {
+			if err := v.problems[name]; err != nil {
+				all, wrong = append(all, err), true
+			}
+		}
+		if wrong {
+			continue
+		}
+		if err := r.check(v); err != nil {
+			all = append(all, err)
+		}
+	}
+	return all
+}
+
+// HostDefaults returns the values that a new store needs on an ordinary host, where path parameters are the host's own:
+// the directories of the default layout on the two disks.
+func HostDefaults(dataDisk, backupDisk string) []Pair {
+	cluster := Cluster{Stanza: "rosemeta", DataDir: dataDisk + "/pgsql/data", Host: "/tmp", Port: 5432, User: "alation"}
+	return []Pair{
+		{string(KeyDataDumpDir), NewSecret(backupDisk + "/backup")},
+		{string(KeyDataTempDir), NewSecret(backupDisk + "/tmp")},
+		{string(KeyRepoDir), NewSecret(backupDisk + "/pgbackrest")},
+		{string(KeyFilesPaths), NewSecret(dataDisk + "/site_data")},
+		{string(KeyClusters), NewSecret(FormatClusters([]Cluster{cluster}))},
+	}
+}

@@ -1,0 +1,168 @@
+package conf
+
+import "strings"
+
+// Type is the kind of a parameter's value.
+type Type int
+
+const (
+	Bool     Type = iota // True or False
+	Int                  // a whole number between Min and Max
+	Seconds              // a whole number of seconds between Min and Max
+	String               // one line of text
+	Enum                 // one of Allowed
+	Path                 // a file or directory, seen from the instance's root
+	List                 // elements separated by commas; each one of Allowed if Allowed is set
+	SecretT              // one line of text that is sealed at rest and never printed
+	URL                  // an http or https address with a host
+	Version              // four numbers, major.minor.patch.build
+	Clusters             // PostgreSQL clusters, see ParseClusters
+)
+
+// String returns the word that the manual uses for t.
+func (t Type) String() string {
+	names := [...]string{"bool", "int", "seconds", "string", "enum", "path", "list", "secret", "url", "version", "clusters"}
+	if t < 0 || int(t) >= len(names) {
+		return "unknown"
+	}
+	return names[t]
+}
+
+// followEnable is the follow-up of every parameter that PostgreSQL's archiving or the stanza depends on.
+const followEnable = "run `alation_action enable_backupv2`"
+
+// Key describes one parameter.
+type Key struct {
+	Name     string
+	Type     Type
+	Default  string   // canonical form; "" = empty
+	Min, Max int64    // inclusive, for Int and Seconds
+	Allowed  []string // for Enum and List, in the order in which they are printed
+	Required bool     // the empty value is refused
+	Unit     string   // of a number
+	Since    string   // first version that has it: a year and number of the product, or "holdfast"
+	After    string   // what to run so that a change takes effect; "" = nothing, the next run reads it
+	Help     string   // sentences for the manual
+}
+
+// Secret reports whether the value must never be shown.
+func (k *Key) Secret() bool { return k.Type == SecretT }
+
+// weekdays in the order in which a list of days is printed.
+var weekdays = []string{"mon", "tue", "wed", "thu", "fri", "sat", "sun"}
+
+// Lookup returns the parameter called name, or nil.
+func Lookup(name string) *Key {
+	lo, hi := 0, len(table)
+	for lo < hi {
+		mid := (lo + hi) / 2
+		switch c := strings.Compare(table[mid].Name, name); {
+		case c == 0:
+			return &table[mid]
+		case c < 0:
+			lo = mid + 1
+		default:
+			hi = mid
+		}
+	}
+	return nil
+}
+
+// Table returns every parameter, sorted by name. The caller must not change it.
+func Table() []Key { return table }
+
+// table is sorted by name; the registry test holds it to that.
+var table = []Key{
+	{Name: "alation.backup.chef_timeout", Type: Seconds, Default: "21600", Min: 60, Max: 2592000, Unit: "seconds", Since: "2020.3",
+		Help: "Time limit of a whole backup run. A run that exceeds it is ended and cleaned up; earlier sets stay."},
+	{Name: "alation.backup.data_dump_dir", Type: Path, Default: "/data2/backup", Required: true, Since: "2020.3",
+		Help: "Directory where the finished tarballs appear, under their final name only when complete."},
+	{Name: "alation.backup.data_temp_dir", Type: Path, Default: "/data2/tmp", Required: true, Since: "2020.3",
+		Help: "Staging directory of a run. Only what Holdfast itself created there is removed; foreign files stop the run."},
+	{Name: "alation.backup.eb_restore_file", Type: Path, Since: "2023.3",
+		Help: "Event Bus tarball that `alation_action destructive_restore_all` restores. Empty: the one of the same set, beside `restore_file`."},
+	{Name: "alation.backup.post_script.path", Type: Path, Since: "2020.3",
+		Help: "Program that relocates the two tarballs after a run. Empty: none. The separate PostgreSQL backup is not passed to it."},
+	{Name: "alation.backup.restore_file", Type: Path, Since: "2023.3",
+		Help: "Alation tarball that `alation_action destructive_restore_all` restores."},
+	{Name: "alation.backup.scheduled_day", Type: List, Allowed: weekdays, Since: "2020.3",
+		Help: "Days of the scheduled run, in UTC, separated by commas without spaces. Empty: every day."},
+	{Name: "alation.backup.scheduled_hour", Type: Int, Default: "4", Min: 0, Max: 23, Unit: "hour of the day, UTC", Since: "2020.3",
+		Help: "Hour of the scheduled run."},
+	{Name: "alation.backup.scheduled_minute", Type: Int, Default: "0", Min: 0, Max: 59, Unit: "minute of the hour", Since: "2020.3",
+		Help: "Minute of the scheduled run."},
+	{Name: "alation.backup_v2.incremental.enabled", Type: Bool, Default: "False", Since: "holdfast",
+		Help: "True: PostgreSQL is backed up incrementally, with a full backup every `full_every` runs. False: each run is a full backup."},
+	{Name: "alation.backup_v2.incremental.full_every", Type: Int, Default: "7", Min: 1, Max: 365, Unit: "runs", Since: "holdfast",
+		Help: "Number of runs from one full backup to the next when incremental backups are enabled; 1 makes every run full."},
+	{Name: "alation.backup_v2.pgbackup_compression", Type: Bool, Default: "True", Since: "2022.2",
+		Help: "True: the PostgreSQL backup goes into the Alation tarball. False: it is kept apart, in the repository that `pgsql.pgbackrest.repo_dir_name` names."},
+	{Name: "alation.backup_v2.retention.days", Type: Int, Default: "0", Min: 0, Max: 36500, Unit: "days", Since: "holdfast",
+		Help: "Sets younger than this are kept whatever their number. 0: age protects no set."},
+	{Name: "alation.backup_v2.retention.sets", Type: Int, Default: "7", Min: 0, Max: 100000, Unit: "sets", Since: "holdfast",
+		Help: "Number of complete backup sets kept. 0: sets are never removed."},
+	{Name: "alation.feature_flags.enable_pgbackrest", Type: Bool, Default: "True", Since: "2022.2", After: followEnable,
+		Help: "True: PostgreSQL is backed up in the pgBackRest format. False: by pg_probackup."},
+	{Name: "alation.install.base_url", Type: URL, Since: "2020.3",
+		Help: "Address under which the application is reached. A restore onto another host brings back the old one; set it again there."},
+	{Name: "alation.version", Type: Version, Since: "holdfast",
+		Help: "Version of the application, part of the tarballs' names. Empty: taken from the instance."},
+	{Name: "eventbus.brokers", Type: List, Default: "localhost:9092", Since: "holdfast",
+		Help: "Addresses (`host:port`) of the event bus's brokers; one suffices to find the others."},
+	{Name: "eventbus.enabled", Type: Bool, Default: "True", Since: "holdfast",
+		Help: "True: the event bus is part of every set, and a run fails if it cannot be reached. False: the instance has no event bus."},
+	{Name: "eventbus.security.ca_file", Type: Path, Since: "holdfast",
+		Help: "Certificates (PEM) that sign the brokers' certificates. Empty: those of the system."},
+	{Name: "eventbus.security.protocol", Type: Enum, Default: "plaintext", Allowed: []string{"plaintext", "ssl", "sasl_plaintext", "sasl_ssl"}, Required: true, Since: "holdfast",
+		Help: "How the brokers are reached: in clear or through TLS (`ssl`), with or without a login (`sasl`)."},
+	{Name: "eventbus.security.sasl_mechanism", Type: Enum, Default: "plain", Allowed: []string{"plain", "scram-sha-256", "scram-sha-512"}, Required: true, Since: "holdfast",
+		Help: "How the login is made, for the two `sasl` protocols."},
+	{Name: "eventbus.security.sasl_password", Type: SecretT, Since: "holdfast", Help: "Password of the login."},
+	{Name: "eventbus.security.sasl_user", Type: String, Since: "holdfast", Help: "User of the login."},
+	{Name: "eventbus.topics", Type: List, Since: "holdfast",
+		Help: "Patterns (`*`, `?`) of the topics that are backed up. Empty: every topic that is not internal to the bus."},
+	{Name: "files.exclude", Type: List, Default: "logs/**", Since: "holdfast",
+		Help: "Patterns of files left out, relative to each of `files.paths`; `**` crosses directories."},
+	{Name: "files.paths", Type: List, Default: "/opt/alation/site,/data1/site_data", Since: "holdfast",
+		Help: "Files and directories of the application, seen from the instance's root."},
+	{Name: "pgsql.backup.tool_path", Type: Path, Since: "holdfast",
+		Help: "Program of an external `pgbackrest` to use in place of the built-in engine. Empty: the built-in engine."},
+	{Name: "pgsql.clusters", Type: Clusters, Default: "rosemeta:data=/data1/pgsql/data,host=/tmp,port=5432,user=alation", Required: true, Since: "holdfast", After: followEnable,
+		Help: "PostgreSQL clusters of the application: `stanza:data=DIR,host=HOST,port=PORT,user=USER,bin=DIR;stanza2:…`, or a JSON list of objects with " +
+			"these members. `data` is required and, like `bin` and a `host` that begins with `/` (a socket directory), seen from the instance's root. " +
+			"Defaults: host `/tmp`, port 5432, user `alation`, bin found by PostgreSQL's version."},
+	{Name: "pgsql.pgbackrest.archive_timeout", Type: Seconds, Default: "60", Min: 1, Max: 86400, Unit: "seconds", Since: "holdfast",
+		Help: "How long a backup or check waits for a WAL segment to reach the archive."},
+	{Name: "pgsql.pgbackrest.block", Type: Bool, Default: "False", Since: "holdfast",
+		Help: "Store changed blocks rather than changed files in incremental backups. Needs `bundle`."},
+	{Name: "pgsql.pgbackrest.bundle", Type: Bool, Default: "False", Since: "holdfast",
+		Help: "Store many small files in one object."},
+	{Name: "pgsql.pgbackrest.cipher_pass", Type: SecretT, Since: "holdfast", After: followEnable,
+		Help: "Passphrase of the repository (aes-256-cbc). Empty: not encrypted. It applies to a new repository only; without it the backups cannot be read."},
+	{Name: "pgsql.pgbackrest.compress_level", Type: Int, Default: "1", Min: -7, Max: 22, Unit: "level", Since: "holdfast",
+		Help: "Compression level: gz 0 to 9, lz4 -5 to 12, zst -7 to 22."},
+	{Name: "pgsql.pgbackrest.compress_type", Type: Enum, Default: "zst", Allowed: []string{"none", "gz", "lz4", "zst"}, Required: true, Since: "holdfast",
+		Help: "Compression of the PostgreSQL backup and of archived WAL."},
+	{Name: "pgsql.pgbackrest.process_max", Type: Int, Default: "0", Min: 0, Max: 999, Unit: "workers", Since: "holdfast",
+		Help: "Number of files copied at the same time. 0: as many as there are CPUs."},
+	{Name: "pgsql.pgbackrest.redundancy.enabled", Type: Bool, Default: "False", Since: "2022.2",
+		Help: "Copy the separate PostgreSQL backup to external storage on every run."},
+	{Name: "pgsql.pgbackrest.redundancy.s3.bucket", Type: String, Since: "2022.2", Help: "Bucket that receives the copy."},
+	{Name: "pgsql.pgbackrest.redundancy.s3.ca_file", Type: Path, Since: "holdfast",
+		Help: "Certificates (PEM) that sign the endpoint's certificate. Empty: those of the system."},
+	{Name: "pgsql.pgbackrest.redundancy.s3.endpoint", Type: String, Since: "2022.2", Help: "Endpoint, as a host with or without a port, or an address. Empty: that of AWS for the region."},
+	{Name: "pgsql.pgbackrest.redundancy.s3.key", Type: SecretT, Since: "2022.2",
+		Help: "API key. Empty together with `secret`: the credentials of the machine's role, profile or environment."},
+	{Name: "pgsql.pgbackrest.redundancy.s3.region", Type: String, Since: "2022.2", Help: "Region of the bucket."},
+	{Name: "pgsql.pgbackrest.redundancy.s3.secret", Type: SecretT, Since: "2022.2", Help: "API secret that belongs to `key`."},
+	{Name: "pgsql.pgbackrest.redundancy.s3.sse", Type: Enum, Default: "none", Allowed: []string{"none", "AES256", "aws:kms"}, Required: true, Since: "holdfast",
+		Help: "Encryption by the storage itself. `none`: what the bucket does by default."},
+	{Name: "pgsql.pgbackrest.redundancy.s3.storage_class", Type: String, Since: "holdfast", Help: "Storage class of the objects, such as `STANDARD_IA`. Empty: the bucket's default."},
+	{Name: "pgsql.pgbackrest.redundancy.s3.uri_style", Type: Enum, Default: "host", Allowed: []string{"host", "path"}, Required: true, Since: "holdfast",
+		Help: "Where the bucket stands in an address: in the host name, or in the path as many S3-compatible stores want it."},
+	{Name: "pgsql.pgbackrest.redundancy.type", Type: Enum, Default: "s3", Allowed: []string{"s3", "gcs", "azure", "sftp", "posix"}, Required: true, Since: "2022.2",
+		Help: "Kind of external storage."},
+	{Name: "pgsql.pgbackrest.repo_dir_name", Type: Path, Default: "data2/pgbackrest", Required: true, Since: "2022.2", After: followEnable,
+		Help: "Directory of the separate PostgreSQL backup, seen from the instance's root."},
+	{Name: "snapshot.enabled", Type: Bool, Default: "True", Since: "2020.3", Help: "The daily schedule on or off."},
+}
