@@ -1,0 +1,32 @@
+// Package action does the verbs on the whole application: backup_all, destructive_restore_all, enable_backupv2, and what is
+// done with backup sets. It knows the three components (postgres, files, eventbus) and the one thing that none of them
+// knows: the recovery point that they share.
+//
+// # One recovery point
+//
+// A run takes its time over the bulk and is quick at the point that counts:
+//
+//	PostgreSQL: pg_backup_start … copy … pg_backup_stop        minutes to hours
+//	files: first pass, everything                              minutes to hours
+//	─ recovery point ─────────────────────────────────────     milliseconds to seconds
+//	  pg_create_restore_point on every cluster
+//	  high-water marks of every topic partition, group offsets
+//	  files: final pass, what changed since the first
+//	───────────────────────────────────────────────────────
+//	pg_switch_wal, wait for the WAL up to the restore point
+//	event bus: every record below the marks
+//
+// Each step's clock before and after is recorded; the span from the first to the last is the set's skew, the honest
+// answer to "how far apart may the components be".
+//
+// # What a run leaves
+//
+// Tarballs are written under hidden names in the dump directory. When all pieces are complete and synced, the catalogue
+// says "publishing", both are renamed, and the catalogue says "complete". A run that dies before "publishing" leaves a
+// failed set and nothing under a final name; one that dies after it is completed by the next run.
+//
+// # Restore
+//
+// Everything is unpacked and verified beside its destination before anything that exists is touched. What is replaced is
+// renamed aside, and every rename is in a journal before it happens, so that a restore that fails or dies is given back.
+package action

@@ -1,0 +1,411 @@
+package action
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"holdfast/internal/catalog"
+	"holdfast/internal/durable"
+	"holdfast/internal/eventbus"
+	"holdfast/internal/tarball"
+)
+
+// RestoreResult is what a finished restore says of itself.
+type RestoreResult struct {
+	Set      string           `json:"set"`
+	Postgres []PostgresProof  `json:"postgres"`
+	Files    int64            `json:"files"`
+	Bus      *BusProof        `json:"eventbus,omitempty"`
+	Params   []string         `json:"parameters,omitempty"`
+	Kept     []string         `json:"kept,omitempty"` // what was replaced and still stands aside
+	Warnings []string         `json:"warnings,omitempty"`
+	Interval catalog.Interval `json:"took"`
+}
+
+// PostgresProof is what was seen of one restored cluster.
+type PostgresProof struct {
+	Stanza    string   `json:"stanza"`
+	Reached   string   `json:"reached"` // as the timeline history says it
+	LSN       string   `json:"lsn"`
+	Timeline  uint32   `json:"timeline"`
+	Databases []string `json:"databases"`
+}
+
+// BusProof is what was seen of the event bus.
+type BusProof struct {
+	Topics  int      `json:"topics"`
+	Records int64    `json:"records"`
+	Left    int64    `json:"left_out"` // records after Until
+	Notes   []string `json:"notes,omitempty"`
+}
+
+// restoreRun is one restore in progress.
+type restoreRun struct {
+	*RestorePlan
+	a       *App
+	staging string
+	j       *journal
+	dest    map[string]string // tree name → new directory beside its final place
+	index   string            // file of the set's index
+	params  string            // directory of the set's parameters
+	repoDir string            // repository to restore PostgreSQL from
+	res     RestoreResult
+	started bool // something that existed was touched
+}
+
+// Run restores. Everything is unpacked and verified first; then servers are stopped, what exists is moved aside, and the
+// new is put in its place, started, recovered and checked. If anything fails, or ctx is cancelled, what was moved aside is
+// given back and the servers that ran are started again.
+func (p *RestorePlan) Run(ctx context.Context) (*RestoreResult, error) {
+	if len(p.Missing) > 0 {
+		return nil, fmt.Errorf("nothing was changed: %s", strings.Join(p.Missing, "; "))
+	}
+	unlock, err := p.a.lock("destructive_restore_all")
+	if err != nil {
+		return nil, err
+	}
+	r := &restoreRun{RestorePlan: p, a: p.a, dest: map[string]string{}}
+	err = r.run(ctx)
+	if err != nil {
+		err = fmt.Errorf("restore of set %s: %w", p.Set.ID, err)
+	}
+	if err != nil && r.started {
+		// The cancelled context must not keep the operator's data aside.
+		if gerr := p.a.giveBack(context.WithoutCancel(ctx), r.j); gerr != nil {
+			err = errors.Join(err, fmt.Errorf("what was replaced could not be given back: %w; it stands in the directories named *%s%s; mend the cause and run: holdfast restore --give-back", gerr, asideMark, r.j.Run))
+		} else {
+			err = fmt.Errorf("%w; what was there before has been given back", err)
+		}
+	}
+	err = errors.Join(err, r.cleanup(), unlock())
+	if err != nil {
+		return nil, err
+	}
+	return &r.res, nil
+}
+
+func (r *restoreRun) run(ctx context.Context) error {
+	r.res.Set, r.res.Interval.From = r.Set.ID, r.a.o.Now().UTC()
+	gave, err := r.a.settleJournal(ctx)
+	if err != nil {
+		return err
+	}
+	if gave {
+		r.a.warn("an interrupted restore was undone first")
+	}
+	if err := r.a.clearStaging(); err != nil {
+		return err
+	}
+	run := strings.ReplaceAll(r.a.o.ExecID, "-", "")
+	if r.staging, _, err = r.a.newStaging("restore-" + run); err != nil {
+		return err
+	}
+	r.j = &journal{Run: run, Set: r.Set.ID, State: journalMoving}
+	if err := r.unpack(ctx); err != nil {
+		return err
+	}
+	if err := r.restorePostgres(ctx); err != nil {
+		return err
+	}
+	if err := r.swapFiles(ctx); err != nil {
+		return err
+	}
+	if err := r.loadBus(ctx); err != nil {
+		return err
+	}
+	if err := r.importParams(ctx); err != nil {
+		return err
+	}
+	return r.commit(ctx)
+}
+
+// unpack reads the application tarball again, now writing: files beside their final places, the repository and the
+// parameters into staging. Nothing that exists is touched.
+func (r *restoreRun) unpack(ctx context.Context) error {
+	r.a.step("restore", "unpack", r.o.RestoreFile)
+	if err := r.prepareTrees(); err != nil {
+		return err
+	}
+	ex, err := tarball.NewExtractor(tarball.ExtractOptions{Dest: r.dest, Owners: os.Geteuid() == 0})
+	if err != nil {
+		return err
+	}
+	r.index = filepath.Join(r.staging, tarball.IndexName)
+	r.params = filepath.Join(r.staging, "params")
+	if err := os.Mkdir(r.params, 0o700); err != nil {
+		return err
+	}
+	repoOut, err := r.openStagedRepo()
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(r.o.RestoreFile)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // opened for reading: nothing to lose
+	var sha string
+	err = eachMember(ctx, f, func(m *tarball.Member) error {
+		switch {
+		case m.Name == tarball.IndexName:
+			return writeStream(r.index, m)
+		case strings.HasPrefix(m.Name, "files/"):
+			return ex.Add(m)
+		case strings.HasPrefix(m.Name, paramsPrefix):
+			return writeStream(filepath.Join(r.params, filepath.Base(m.Name)), m)
+		case strings.HasPrefix(m.Name, repoPrefix):
+			return repoOut(ctx, strings.TrimPrefix(m.Name, repoPrefix), m)
+		}
+		return nil
+	}, func(_ int64, s string) { sha = s })
+	if err != nil {
+		return fmt.Errorf("%s: %w", r.o.RestoreFile, err)
+	}
+	if sha != r.appSums.sha256 {
+		return fmt.Errorf("%s changed since the plan was made", r.o.RestoreFile)
+	}
+	r.a.step("restore", "verify-files", "")
+	index, err := os.Open(r.index)
+	if err != nil {
+		return fmt.Errorf("the tarball has no index of its files: %w", err)
+	}
+	defer index.Close() // opened for reading: nothing to lose
+	got, err := ex.Finish(ctx, index)
+	if err != nil {
+		return fmt.Errorf("files: %w", err)
+	}
+	if want := r.Set.Recovery.Files; want != nil && got.Files != want.Files {
+		return fmt.Errorf("files: the tarball gives %d files, the set says %d", got.Files, want.Files)
+	}
+	r.res.Files = got.Files
+	return nil
+}
+
+// newMark is in the name of a directory that a restore fills before it takes its place.
+const newMark = ".holdfast-new-"
+
+// prepareTrees makes the fresh directories, beside where they belong so that a rename puts them there.
+func (r *restoreRun) prepareTrees() error {
+	if r.Set.Recovery.Files == nil {
+		return nil
+	}
+	for _, t := range r.Set.Recovery.Files.Trees {
+		dir, err := r.a.treeDir(t)
+		if err != nil {
+			return err
+		}
+		if err := durable.MkdirAllOwned(filepath.Dir(dir), 0o755, r.a.o.Owner); err != nil {
+			return err
+		}
+		if err := removeOldNew(dir); err != nil {
+			return err
+		}
+		fresh := dir + newMark + r.j.Run
+		if err := os.Mkdir(fresh, 0o700); err != nil {
+			return err
+		}
+		r.dest[t.Name] = fresh
+	}
+	return nil
+}
+
+// removeOldNew removes half-filled directories of earlier restores that died.
+func removeOldNew(dir string) error {
+	old, err := filepath.Glob(globEscape(dir+newMark) + "*")
+	for _, d := range old {
+		err = errors.Join(err, os.RemoveAll(d))
+	}
+	return err
+}
+
+func globEscape(s string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(s)
+}
+
+func writeStream(path string, r io.Reader) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	return errors.Join(err, f.Close())
+}
+
+// swapFiles renames the trees into place.
+func (r *restoreRun) swapFiles(ctx context.Context) error {
+	r.a.step("restore", "files", "")
+	if r.Set.Recovery.Files == nil {
+		return nil
+	}
+	for _, t := range r.Set.Recovery.Files.Trees {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		dir, err := r.a.treeDir(t)
+		if err != nil {
+			return err
+		}
+		r.started = true
+		if err := r.a.moveAside(r.j, dir); err != nil {
+			return fmt.Errorf("files: %w", err)
+		}
+		if err := durable.Rename(r.dest[t.Name], dir); err != nil {
+			return fmt.Errorf("files: %w", err)
+		}
+	}
+	return nil
+}
+
+// loadBus keeps a safety copy of the topics that exist, replaces them, and compares.
+func (r *restoreRun) loadBus(ctx context.Context) error {
+	if r.o.EBRestoreFile == "" || r.a.o.Bus == nil {
+		return nil
+	}
+	r.a.step("restore", "eventbus", r.o.EBRestoreFile)
+	if len(r.Topics) > 0 {
+		if err := r.keepTopics(ctx); err != nil {
+			return fmt.Errorf("event bus: %w", err)
+		}
+	}
+	o := *r.a.o.Bus
+	o.Topics = nil
+	b, err := eventbus.Open(ctx, o)
+	if err != nil {
+		return fmt.Errorf("event bus: %w", err)
+	}
+	defer b.Close()
+	sum, err := verifyBus(ctx, r.o.EBRestoreFile)
+	if err != nil {
+		return fmt.Errorf("event bus: %w", err)
+	}
+	src, err := openBusSource(r.o.EBRestoreFile)
+	if err != nil {
+		return fmt.Errorf("event bus: %w", err)
+	}
+	r.started = true
+	r.a.step("restore", "eventbus-load", r.o.EBRestoreFile)
+	res, err := b.Load(ctx, src, eventbus.LoadOptions{Replace: true, Until: r.Until})
+	if err = errors.Join(err, src.Close()); err != nil {
+		return fmt.Errorf("event bus: %w", err)
+	}
+	if err := b.Compare(ctx, sum, res); err != nil {
+		return fmt.Errorf("event bus: %w", err)
+	}
+	r.res.Bus = &BusProof{Topics: len(res.Topics), Records: res.Records, Left: res.Skipped, Notes: res.Notes}
+	return nil
+}
+
+// keepTopics dumps the topics about to be replaced into staging and writes that into the journal.
+func (r *restoreRun) keepTopics(ctx context.Context) error {
+	r.a.step("restore", "eventbus-keep", fmt.Sprintf("%d topics", len(r.Topics)))
+	dir := filepath.Join(r.staging, "eventbus")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	o := *r.a.o.Bus
+	o.Topics = nil
+	for _, t := range r.Topics {
+		o.Topics = append(o.Topics, globEscape(t))
+	}
+	b, err := eventbus.Open(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	marks, err := b.Marks(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := b.Dump(ctx, marks, &dirSink{dir: dir}, nil); err != nil {
+		return err
+	}
+	if err := durable.SyncFS(dir); err != nil {
+		return err
+	}
+	r.j.Bus = &busJournal{Dump: dir, Topics: r.Topics}
+	r.started = true
+	return r.a.writeJournal(r.j)
+}
+
+func (r *restoreRun) importParams(ctx context.Context) error {
+	if r.a.o.ImportParams == nil {
+		return nil
+	}
+	r.a.step("restore", "parameters", "")
+	var err error
+	r.res.Params, err = r.a.o.ImportParams(ctx, r.params)
+	return wrap(err, "parameters")
+}
+
+// commit makes the restore final: the journal says so, the catalogue gets a verdict, what was replaced goes.
+func (r *restoreRun) commit(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	r.a.step("restore", "commit", r.Set.ID)
+	r.j.State = journalCommitted
+	if err := r.a.writeJournal(r.j); err != nil {
+		r.j.State = journalMoving
+		return err
+	}
+	r.started = false
+	r.res.Interval.To = r.a.o.Now().UTC()
+	r.note(ctx)
+	if r.KeepsAside {
+		for _, m := range r.j.Moves {
+			if m.Aside != "" {
+				r.res.Kept = append(r.res.Kept, m.Aside)
+			}
+		}
+		return r.a.removeJournal()
+	}
+	r.a.step("restore", "drop-replaced", r.Set.ID)
+	return r.a.dropReplaced(r.j)
+}
+
+// note records in the catalogue that the set was restored; failing at that is a warning, the restore stands.
+func (r *restoreRun) note(ctx context.Context) {
+	set, err := r.a.o.Catalog.Get(ctx, r.Set.ID)
+	if errors.Is(err, catalog.ErrUnknown) {
+		set, err = r.Set, nil
+		set.Pieces = nil
+		for _, p := range r.From {
+			if p.Kind == catalog.Postgres {
+				for _, point := range set.Recovery.Postgres {
+					set.Pieces = append(set.Pieces, catalog.Piece{Kind: p.Kind, Path: p.Path, Stanza: point.Stanza, Label: point.Label, Size: point.RepoBytes})
+				}
+				continue
+			}
+			set.Pieces = append(set.Pieces, p)
+		}
+	}
+	if err == nil {
+		set.Verdicts = append(set.Verdicts, catalog.Verdict{At: r.res.Interval.To, Check: "restore", OK: true})
+		err = r.a.o.Catalog.Put(ctx, set)
+	}
+	if err != nil {
+		r.res.Warnings = append(r.res.Warnings, fmt.Sprintf("the catalogue could not be told of the restore: %v", err))
+	}
+}
+
+// cleanup empties staging and removes fresh directories that did not get their place.
+func (r *restoreRun) cleanup() error {
+	var errs []error
+	for _, d := range r.dest {
+		if err := os.RemoveAll(d); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if j, err := r.a.readJournal(); err != nil || j != nil && j.Bus != nil && j.State == journalMoving {
+		return errors.Join(append(errs, err)...) // the safety copy of the event bus is still needed
+	}
+	if r.staging != "" {
+		errs = append(errs, removeMarked(r.staging))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,464 @@
+package action
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"holdfast/internal/catalog"
+	"holdfast/internal/engine"
+	"holdfast/internal/eventbus"
+	"holdfast/internal/pg"
+	"holdfast/internal/repo"
+	"holdfast/internal/storage"
+	"holdfast/internal/tarball"
+)
+
+// RestoreOptions are the inputs of destructive_restore_all.
+type RestoreOptions struct {
+	RestoreFile   string    // the application tarball
+	EBRestoreFile string    // the Event Bus tarball; empty where the set has none
+	Until         time.Time // recover to this time instead of the set's recovery point; zero: the recovery point
+	KeepReplaced  bool      // leave what was replaced beside it, under its .holdfast-replaced name
+}
+
+// RestorePlan is what a restore would do. Missing is everything that stands in the way, all at once; while it is not
+// empty Run refuses.
+type RestorePlan struct {
+	Set         *catalog.Set      `json:"set"`
+	From        []catalog.Piece   `json:"from"`
+	Until       time.Time         `json:"until,omitzero"`
+	Replaces    []string          `json:"replaces"`    // directories that exist and will be moved aside
+	Creates     []string          `json:"creates"`     // directories that do not exist yet
+	StopsServer []string          `json:"stops"`       // data directories of running servers
+	Topics      []string          `json:"topics"`      // topics that exist and will be replaced
+	Tablespaces map[string]string `json:"tablespaces"` // where each will be
+	NeedBytes   int64             `json:"need_bytes"`  // beside what exists, while both stand
+	FreeBytes   uint64            `json:"free_bytes"`
+	KeepsAside  bool              `json:"keeps_replaced"`
+	GivesBack   string            `json:"gives_back,omitempty"` // run of an interrupted restore that is undone first
+	Notes       []string          `json:"notes,omitempty"`
+	Missing     []string          `json:"missing,omitempty"`
+
+	a       *App
+	o       RestoreOptions
+	appSums inspected
+	busSums inspected
+}
+
+// inspected is what one reading of a whole tarball tells.
+type inspected struct {
+	id      identityDoc
+	set     *catalog.Set
+	size    int64
+	sha256  string
+	totals  map[string]tarball.MemberTotal // by top-level name
+	damaged error
+}
+
+// inspect reads a tarball to its end: whatever is damaged shows here, before anything is touched.
+func inspect(ctx context.Context, path string) (in inspected, err error) {
+	in.totals = map[string]tarball.MemberTotal{}
+	f, err := os.Open(path)
+	if err != nil {
+		return in, err
+	}
+	defer f.Close() // opened for reading: nothing to lose
+	err = eachMember(ctx, f, func(m *tarball.Member) error {
+		switch m.Name {
+		case identityName:
+			b, err := io.ReadAll(io.LimitReader(m, 1<<16))
+			if err != nil {
+				return err
+			}
+			return json.Unmarshal(b, &in.id)
+		case setName:
+			b, err := io.ReadAll(io.LimitReader(m, 16<<20))
+			if err != nil {
+				return err
+			}
+			in.set, err = catalog.Parse(b)
+			return err
+		}
+		top, _, _ := strings.Cut(m.Name, "/")
+		n, err := io.Copy(io.Discard, m)
+		t := in.totals[top]
+		t.Prefix, t.Count, t.Bytes = top, t.Count+1, t.Bytes+n
+		in.totals[top] = t
+		return err
+	}, func(size int64, sha string) { in.size, in.sha256 = size, sha })
+	if err != nil {
+		return in, fmt.Errorf("%s: %w", path, err)
+	}
+	if in.id.Format != 1 {
+		return in, fmt.Errorf("%s is not a backup made by Holdfast: it does not begin with %s", path, identityName)
+	}
+	return in, nil
+}
+
+// eachMember reads every member of a tarball to the end; sums (may be nil) gets the size and SHA-256 of the file.
+func eachMember(ctx context.Context, r io.Reader, each func(*tarball.Member) error, sums func(int64, string)) error {
+	tr, err := tarball.NewReader(r)
+	if err != nil {
+		return err
+	}
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		m, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if err := each(m); err != nil {
+			return fmt.Errorf("%s: %w", m.Name, err)
+		}
+	}
+	if sums != nil {
+		sums(tr.Sums())
+	}
+	return nil
+}
+
+// PlanRestoreAll reads both tarballs to their end, looks at the repository, the disks, the servers and the event bus, and
+// changes nothing.
+func (a *App) PlanRestoreAll(ctx context.Context, o RestoreOptions) (*RestorePlan, error) {
+	p := &RestorePlan{a: a, o: o, Until: o.Until, KeepsAside: o.KeepReplaced, Tablespaces: map[string]string{}}
+	if j, err := a.readJournal(); err != nil {
+		return nil, err
+	} else if j != nil && j.State == journalMoving {
+		p.GivesBack = j.Run
+	}
+	a.step("restore", "inspect", o.RestoreFile)
+	p.application(ctx)
+	p.eventBus(ctx)
+	if p.Set == nil {
+		return p, ctx.Err()
+	}
+	p.matchCatalogue(ctx)
+	p.postgres(ctx)
+	p.files()
+	p.space()
+	return p, ctx.Err()
+}
+
+func (p *RestorePlan) missing(format string, args ...any) {
+	p.Missing = append(p.Missing, fmt.Sprintf(format, args...))
+}
+
+func (p *RestorePlan) application(ctx context.Context) {
+	if p.o.RestoreFile == "" {
+		p.missing("no application backup named: alation_conf alation.backup.restore_file -s FILE%s", appSuffix)
+		return
+	}
+	in, err := inspect(ctx, p.o.RestoreFile)
+	if err != nil {
+		p.missing("application backup: %v", err)
+		return
+	}
+	if in.id.Kind != catalog.Application {
+		p.missing("application backup: %s holds the %s of set %s", p.o.RestoreFile, in.id.Kind, in.id.Set)
+		return
+	}
+	if in.set == nil || in.set.ID != in.id.Set || in.set.Recovery == nil {
+		p.missing("application backup: %s has no complete %s", p.o.RestoreFile, setName)
+		return
+	}
+	p.appSums, p.Set = in, in.set
+	p.From = append(p.From, catalog.Piece{Kind: catalog.Application, Path: p.o.RestoreFile, Size: in.size, SHA256: in.sha256})
+	if p.Set.Mode == catalog.Included && in.totals["pgbackrest"].Count == 0 {
+		p.missing("application backup: %s says that PostgreSQL is inside, but it is not", p.o.RestoreFile)
+	}
+}
+
+func (p *RestorePlan) eventBus(ctx context.Context) {
+	wants := p.Set != nil && p.Set.Recovery.EventBus != nil
+	switch {
+	case p.o.EBRestoreFile == "" && wants:
+		p.missing("the set %s has an Event Bus backup: alation_conf alation.backup.eb_restore_file -s FILE%s", p.Set.ID, busSuffix)
+		return
+	case p.o.EBRestoreFile == "":
+		return
+	}
+	in, err := inspect(ctx, p.o.EBRestoreFile)
+	if err != nil {
+		p.missing("Event Bus backup: %v", err)
+		return
+	}
+	if in.id.Kind != catalog.EventBus {
+		p.missing("Event Bus backup: %s holds the %s of set %s", p.o.EBRestoreFile, in.id.Kind, in.id.Set)
+		return
+	}
+	if p.Set != nil && (in.id.Set != p.Set.ID || in.id.Run != p.Set.Run) {
+		p.missing("the pieces are of different runs: %s is of set %s, %s of set %s", p.o.RestoreFile, p.Set.ID, p.o.EBRestoreFile, in.id.Set)
+		return
+	}
+	p.busSums = in
+	p.From = append(p.From, catalog.Piece{Kind: catalog.EventBus, Path: p.o.EBRestoreFile, Size: in.size, SHA256: in.sha256})
+	if piece := p.setPiece(catalog.EventBus); piece != nil && (piece.Size != in.size || piece.SHA256 != in.sha256) {
+		p.missing("Event Bus backup: %s is not the file that the run wrote (SHA-256 %s, the set says %s)", p.o.EBRestoreFile, in.sha256, piece.SHA256)
+	}
+	p.bus(ctx)
+}
+
+func (p *RestorePlan) setPiece(k catalog.Kind) *catalog.Piece {
+	if p.Set == nil {
+		return nil
+	}
+	return p.Set.Piece(k)
+}
+
+// bus looks at the topics that a load would replace.
+func (p *RestorePlan) bus(ctx context.Context) {
+	if p.a.o.Bus == nil {
+		p.missing("the set has an event bus, this instance has none: alation_conf eventbus.enabled -s True eventbus.brokers -s HOST:PORT")
+		return
+	}
+	all := *p.a.o.Bus
+	all.Topics = nil
+	b, err := eventbus.Open(ctx, all)
+	if err != nil {
+		p.missing("event bus: %v", err)
+		return
+	}
+	defer b.Close()
+	m, err := b.Marks(ctx)
+	if err != nil {
+		p.missing("event bus: %v", err)
+		return
+	}
+	sum, err := verifyBus(ctx, p.o.EBRestoreFile)
+	if err != nil {
+		p.missing("Event Bus backup: %v", err)
+		return
+	}
+	here := map[string]bool{}
+	for _, t := range m.Topics {
+		here[t.Name] = true
+	}
+	for _, t := range sum.Topics {
+		if here[t.Name] {
+			p.Topics = append(p.Topics, t.Name)
+		}
+	}
+}
+
+// matchCatalogue compares the application tarball with what this instance's catalogue knows of it.
+func (p *RestorePlan) matchCatalogue(ctx context.Context) {
+	known, err := p.a.o.Catalog.Get(ctx, p.Set.ID)
+	if err != nil { // not made here, or a damaged entry: the tarballs speak for themselves
+		p.Notes = append(p.Notes, "the catalogue of this instance does not know the set: it was made elsewhere")
+		return
+	}
+	if known.State != catalog.Complete {
+		p.missing("the catalogue says that set %s is %s: %s", known.ID, known.State, known.Error)
+	}
+	if piece := known.Piece(catalog.Application); piece != nil && p.appSums.sha256 != "" && piece.SHA256 != p.appSums.sha256 {
+		p.missing("application backup: %s is not the file that the run wrote (SHA-256 %s, the catalogue says %s)", p.o.RestoreFile, p.appSums.sha256, piece.SHA256)
+	}
+}
+
+// postgres checks every cluster of the set: the repository (apart), the server binaries, the targets.
+func (p *RestorePlan) postgres(ctx context.Context) {
+	var st storage.Storage
+	if p.Set.Mode == catalog.Apart {
+		var err error
+		if st, err = p.a.repository(); err != nil {
+			p.missing("PostgreSQL backup: %v", err)
+			return
+		}
+		p.From = append(p.From, catalog.Piece{Kind: catalog.Postgres, Path: p.a.o.RepoDir})
+	}
+	for _, point := range p.Set.Recovery.Postgres {
+		c := p.a.cluster(point.Stanza)
+		if c == nil {
+			p.missing("the set has the cluster %s, this instance has not: add it to pgsql.clusters", point.Stanza)
+			continue
+		}
+		if err := p.checkServer(c, point); err != nil {
+			p.missing("cluster %s: %v", point.Stanza, err)
+		}
+		p.target(c.DataDir)
+		if pid, running, err := pg.Running(c.DataDir); err != nil {
+			p.missing("cluster %s: %v", point.Stanza, err)
+		} else if running {
+			p.StopsServer = append(p.StopsServer, fmt.Sprintf("%s (process %d)", c.DataDir, pid))
+		}
+		p.NeedBytes += point.Bytes
+		if p.Set.Mode == catalog.Included {
+			p.NeedBytes += p.appSums.totals["pgbackrest"].Bytes
+			continue
+		}
+		if err := p.checkRepository(ctx, st, *c, point); err != nil {
+			p.missing("PostgreSQL backup: %v", err)
+		}
+	}
+	if !p.Until.IsZero() {
+		p.Notes = append(p.Notes, fmt.Sprintf("PostgreSQL is recovered to %s and the event bus is cut there; the files are those of the set's recovery point (%s)",
+			p.Until.Format(time.RFC3339), p.Set.Recovery.Skew.From.Format(time.RFC3339)))
+	}
+}
+
+func (p *RestorePlan) checkServer(c *Cluster, point catalog.PostgresPoint) error {
+	v, err := pg.ParseVersion(point.Version)
+	if err != nil {
+		return err
+	}
+	if c.BinDir != "" {
+		_, err = os.Stat(filepath.Join(c.BinDir, "pg_ctl"))
+		return err
+	}
+	_, err = pg.FindBinDir(v)
+	return err
+}
+
+// checkRepository asks the separate repository for the backup and every WAL segment up to the recovery point.
+func (p *RestorePlan) checkRepository(ctx context.Context, st storage.Storage, c Cluster, point catalog.PostgresPoint) error {
+	s, err := p.a.stanza(point.Stanza, st)
+	if err != nil {
+		return err
+	}
+	plan, err := s.PlanRestore(ctx, p.a.engineRestore(c, point, p.Set, p.Until, p.a.o.RepoDir, true))
+	if err != nil {
+		return err
+	}
+	if plan.SystemID != point.SystemID {
+		return fmt.Errorf("stanza %s: backup %s is of system identifier %d, the set's of %d", point.Stanza, point.Label, plan.SystemID, point.SystemID)
+	}
+	for name, dir := range plan.Tablespaces {
+		p.Tablespaces[name] = dir
+	}
+	segments, err := segmentRange(point)
+	if err != nil {
+		return err
+	}
+	_, err = s.WALObjects(ctx, repo.DB{ID: point.HistoryID, Version: point.Version}, segments)
+	return err
+}
+
+func (p *RestorePlan) target(dir string) {
+	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
+		p.Replaces = append(p.Replaces, dir)
+	} else {
+		p.Creates = append(p.Creates, dir)
+	}
+}
+
+func (p *RestorePlan) files() {
+	if p.Set.Recovery.Files == nil {
+		return
+	}
+	for _, t := range p.Set.Recovery.Files.Trees {
+		dir, err := p.a.treeDir(t)
+		if err != nil {
+			p.missing("files: %v", err)
+			continue
+		}
+		p.target(dir)
+		for _, s := range p.a.skipDirs() { // never captured, so it would be lost with the old tree
+			if rel, err := filepath.Rel(dir, s); err == nil && rel != "." && filepath.IsLocal(rel) {
+				p.missing("files: %s lies inside %s, which is replaced as a whole: set files.paths so that it does not", s, dir)
+			}
+		}
+	}
+	p.NeedBytes += p.Set.Recovery.Files.Bytes
+}
+
+// skipDirs are directories that the files component never enters: other components and Holdfast's own.
+func (a *App) skipDirs() []string {
+	skip := append([]string{a.o.DumpDir, a.o.TempDir, a.o.RepoDir}, a.o.Files.SkipDirs...)
+	for _, c := range a.o.Clusters {
+		skip = append(skip, c.DataDir)
+	}
+	return skip
+}
+
+// treeDir is where a tree of the set goes here: the same place below this instance's root.
+func (a *App) treeDir(t catalog.Tree) (string, error) {
+	if !filepath.IsLocal(strings.TrimPrefix(t.Path, "/")) {
+		return "", fmt.Errorf("the set names a directory outside the instance: %q", t.Path)
+	}
+	return filepath.Join(a.o.Root, t.Path), nil
+}
+
+func (p *RestorePlan) space() {
+	free := ^uint64(0)
+	dirs := append([]string{}, p.Replaces...)
+	dirs = append(dirs, p.Creates...)
+	for _, d := range append(dirs, p.a.o.TempDir) {
+		n, err := freeBytes(d)
+		if err != nil {
+			p.missing("%v", err)
+			return
+		}
+		free = min(free, n)
+	}
+	p.FreeBytes = free
+	if p.NeedBytes > 0 && uint64(p.NeedBytes) > free {
+		p.missing("not enough space: %s are needed beside what is there now (it is kept until the restore has passed its checks), %s are free on the tightest file system",
+			engine.Size(p.NeedBytes), engine.Size(int64(min(free, 1<<62))))
+	}
+}
+
+func (a *App) cluster(stanza string) *Cluster {
+	for i := range a.o.Clusters {
+		if a.o.Clusters[i].Stanza == stanza {
+			return &a.o.Clusters[i]
+		}
+	}
+	return nil
+}
+
+// verifyBus checks an Event Bus tarball's content and counts it.
+func verifyBus(ctx context.Context, path string) (*eventbus.Summary, error) {
+	src, err := openBusSource(path)
+	if err != nil {
+		return nil, err
+	}
+	sum, err := eventbus.Verify(ctx, src)
+	return sum, errors.Join(err, src.Close())
+}
+
+// busSource yields the event bus's members of its tarball.
+type busSource struct {
+	f *os.File
+	r *tarball.Reader
+}
+
+func openBusSource(path string) (*busSource, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	r, err := tarball.NewReader(f)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return &busSource{f, r}, nil
+}
+
+func (s *busSource) Next(ctx context.Context) (string, io.Reader, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return "", nil, err
+		}
+		m, err := s.r.Next()
+		if err != nil {
+			return "", nil, err
+		}
+		if m.Name != identityName {
+			return m.Name, m, nil
+		}
+	}
+}
+
+func (s *busSource) Close() error { return s.f.Close() }

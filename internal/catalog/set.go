@@ -1,0 +1,202 @@
+package catalog
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"time"
+)
+
+// Format is the version of the document; a reader refuses a greater one.
+const Format = 1
+
+// State is how far a set came.
+type State string
+
+const (
+	Running    State = "running"    // being made, or its maker died
+	Publishing State = "publishing" // every piece is complete and on disk; only the final names are missing
+	Complete   State = "complete"
+	Failed     State = "failed"
+)
+
+// Mode is where PostgreSQL is.
+type Mode string
+
+const (
+	Included Mode = "included" // inside the application tarball
+	Apart    Mode = "apart"    // in its own repository
+)
+
+// Kind is what a piece holds.
+type Kind string
+
+const (
+	Application Kind = "application"
+	EventBus    Kind = "eventbus"
+	Postgres    Kind = "postgres"
+)
+
+// Piece is one part of a set.
+type Piece struct {
+	Kind   Kind   `json:"kind"`
+	Path   string `json:"path"`             // tarball, or repository directory
+	Size   int64  `json:"size"`             // bytes
+	SHA256 string `json:"sha256,omitempty"` // of the tarball
+	Stanza string `json:"stanza,omitempty"`
+	Label  string `json:"label,omitempty"` // backup label in the repository
+}
+
+// Interval is when something was true, on this host's clock.
+type Interval struct {
+	From time.Time `json:"from"`
+	To   time.Time `json:"to"`
+}
+
+// PostgresPoint is one cluster at the recovery point.
+type PostgresPoint struct {
+	Stanza     string   `json:"stanza"`
+	Label      string   `json:"label"`
+	Version    string   `json:"pg_version"`
+	SystemID   uint64   `json:"system_id"`
+	HistoryID  int      `json:"history_id"`
+	Timeline   uint32   `json:"timeline"`
+	LSN        string   `json:"lsn"`
+	Segment    string   `json:"segment"`    // WAL segment that holds the restore point
+	WALStart   string   `json:"wal_start"`  // first segment that a restore needs
+	DataDir    string   `json:"data_dir"`   // on the host of the backup
+	Bytes      int64    `json:"bytes"`      // original bytes of the backup
+	RepoBytes  int64    `json:"repo_bytes"` // stored bytes
+	Databases  []string `json:"databases"`
+	Taken      Interval `json:"taken"`
+	PageErrors []string `json:"page_errors,omitempty"` // files with bad page checksums
+}
+
+// FilesPoint is the files at the recovery point.
+type FilesPoint struct {
+	Taken        Interval `json:"taken"`
+	Files        int64    `json:"files"`
+	Bytes        int64    `json:"bytes"`
+	IndexSHA256  string   `json:"index_sha256"`
+	Trees        []Tree   `json:"trees"`
+	Inconsistent []string `json:"inconsistent,omitempty"` // what changed while it was read, every time
+}
+
+// Tree is one captured directory: its name in the tarball and where it was.
+type Tree struct {
+	Name string `json:"name"`
+	Path string `json:"path"` // below the instance's root
+}
+
+// BusPoint is the event bus at the recovery point.
+type BusPoint struct {
+	Taken      Interval `json:"taken"`
+	Topics     int      `json:"topics"`
+	Partitions int      `json:"partitions"`
+	Records    int64    `json:"records"`
+	Lost       []string `json:"lost,omitempty"` // ranges that retention removed before they were read
+}
+
+// Skew is how far apart in time the components were taken: the whole span from the first to the last look.
+type Skew struct {
+	Interval
+	Milliseconds int64 `json:"ms"`
+}
+
+// Recovery is the point that all pieces share.
+type Recovery struct {
+	Name     string          `json:"name"` // PostgreSQL restore point
+	Postgres []PostgresPoint `json:"postgres"`
+	Files    *FilesPoint     `json:"files,omitempty"`
+	EventBus *BusPoint       `json:"eventbus,omitempty"`
+	Skew     Skew            `json:"skew"`
+}
+
+// Verdict is what one check of a set found.
+type Verdict struct {
+	At       time.Time `json:"at"`
+	Check    string    `json:"check"` // "verify", "restore", …
+	OK       bool      `json:"ok"`
+	Findings []string  `json:"findings,omitempty"`
+}
+
+// Set is one run's backup.
+type Set struct {
+	Format     int       `json:"format"`
+	ID         string    `json:"id"` // <timestamp_version>
+	Run        string    `json:"run"`
+	State      State     `json:"state"`
+	Error      string    `json:"error,omitempty"`
+	Mode       Mode      `json:"mode"`
+	Began      time.Time `json:"began"`
+	Ended      time.Time `json:"ended,omitzero"`
+	Host       string    `json:"host"`
+	Root       string    `json:"root"` // of the instance that was backed up
+	AppVersion string    `json:"app_version"`
+	Program    string    `json:"program"` // version of Holdfast
+	Pieces     []Piece   `json:"pieces"`
+	Recovery   *Recovery `json:"recovery,omitempty"`
+	Warnings   []string  `json:"warnings,omitempty"`
+	Verdicts   []Verdict `json:"verdicts,omitempty"`
+}
+
+var idPattern = regexp.MustCompile(`^[0-9]{12}_[0-9A-Za-z]+(-[0-9A-Za-z]+)*$`)
+
+// CheckID says whether s is a <timestamp_version>.
+func CheckID(s string) error {
+	if !idPattern.MatchString(s) || len(s) > 128 {
+		return fmt.Errorf("%q is not the id of a backup set (YYYYMMDDHHMM_major-minor-patch-build); see: holdfast sets list", s)
+	}
+	return nil
+}
+
+// Parse reads a set document.
+func Parse(b []byte) (*Set, error) {
+	var s Set
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, fmt.Errorf("parse a backup set: %w", err)
+	}
+	if s.Format < 1 || s.Format > Format {
+		return nil, fmt.Errorf("parse a backup set: format %d; this program reads up to %d", s.Format, Format)
+	}
+	if err := CheckID(s.ID); err != nil {
+		return nil, err
+	}
+	if s.Mode != Included && s.Mode != Apart {
+		return nil, fmt.Errorf("backup set %s: mode %q", s.ID, s.Mode)
+	}
+	return &s, nil
+}
+
+// Encode writes a set document, indented for people.
+func (s *Set) Encode() ([]byte, error) {
+	if err := CheckID(s.ID); err != nil {
+		return nil, err
+	}
+	s.Format = Format
+	b, err := json.MarshalIndent(s, "", "  ")
+	return append(b, '\n'), err
+}
+
+// Piece returns the first piece of a kind, nil without.
+func (s *Set) Piece(k Kind) *Piece {
+	for i := range s.Pieces {
+		if s.Pieces[i].Kind == k {
+			return &s.Pieces[i]
+		}
+	}
+	return nil
+}
+
+// Size is the bytes of all pieces.
+func (s *Set) Size() int64 {
+	var n int64
+	for _, p := range s.Pieces {
+		n += p.Size
+	}
+	return n
+}
+
+// ErrUnknown says that no set has the id.
+var ErrUnknown = errors.New("no such backup set")
