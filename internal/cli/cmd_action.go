@@ -1,0 +1,249 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"holdfast/internal/action"
+	"holdfast/internal/catalog"
+	"holdfast/internal/conf"
+	"holdfast/internal/engine"
+)
+
+const actionHelp = `usage: alation_action ACTION [--json] [--dry-run]
+
+actions:
+  backup_all                back up everything now, to one recovery point
+  enable_backupv2           point PostgreSQL's WAL archiving at the configured backup tool and prove that it works
+  destructive_restore_all   restore the set that alation.backup.restore_file and .eb_restore_file name;
+                            shows the plan and asks: answer YES
+
+exit codes: 0 done; 1 failed; 2 bad use; 3 done with warnings; 4 another run is working; 5 refused or not confirmed
+`
+
+// actionMain is alation_action: one word, and two options of ours.
+func actionMain(ctx context.Context, env *Env, args []string) int {
+	f := actionFlags{}
+	verb := ""
+	for i := 0; i < len(args); i++ {
+		switch a := args[i]; {
+		case a == "--json":
+			f.json = true
+		case a == "--dry-run":
+			f.dryRun = true
+		case a == "--root" && i+1 < len(args):
+			i++
+			f.root = args[i]
+		case strings.HasPrefix(a, "--root="):
+			f.root = a[len("--root="):]
+		case a == "--help" || a == "-h":
+			fmt.Fprint(env.Stdout, actionHelp)
+			return exitOK
+		case verb == "" && !strings.HasPrefix(a, "-"):
+			verb = a
+		default:
+			return env.exit("alation_action", &usageError{fmt.Sprintf("%q is not understood; see: alation_action --help", a)}, f.json)
+		}
+	}
+	var err error
+	switch verb {
+	case "backup_all":
+		err = backupAll(ctx, env, f)
+	case "enable_backupv2":
+		err = enableArchiving(ctx, env, f)
+	case "destructive_restore_all":
+		err = restoreAll(ctx, env, f, restoreFlags{})
+	case "":
+		err = &usageError{"no action named; see: alation_action --help"}
+	default:
+		err = &usageError{fmt.Sprintf("there is no action %q; there are backup_all, enable_backupv2, destructive_restore_all", verb)}
+	}
+	return env.exit("alation_action", err, f.json)
+}
+
+// actionFlags are common to the verbs on the whole application.
+type actionFlags struct {
+	root   string
+	json   bool
+	dryRun bool
+	yes    bool
+}
+
+// backupAll is alation_action backup_all and holdfast backup.
+func backupAll(ctx context.Context, env *Env, f actionFlags) error {
+	l := newListener(env, f.json, nil)
+	w, err := openApp(env, f.root, l)
+	if err != nil {
+		return err
+	}
+	if f.dryRun {
+		plan, err := w.app.PlanBackupAll(ctx)
+		l.done()
+		if err != nil {
+			return err
+		}
+		if f.json {
+			err = env.printJSON(plan)
+		} else {
+			err = env.printBackupPlan(plan)
+		}
+		if err == nil && len(plan.WhatIsWrong) > 0 {
+			err = &refusedError{fmt.Sprintf("a backup would fail: %d reason(s), listed above", len(plan.WhatIsWrong))}
+		}
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, w.values.Duration(conf.KeyChefTimeout), errors.New("the run exceeded alation.backup.chef_timeout"))
+	defer cancel()
+	set, err := w.app.BackupAll(ctx)
+	warnings := l.done()
+	w.log.line(fmt.Sprintf("backup_all: ended: %v", err))
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+			err = fmt.Errorf("%w: %v", cause, err)
+		}
+		return err
+	}
+	warnings = append(warnings, set.Warnings...)
+	if f.json {
+		err = env.printJSON(set)
+	} else {
+		err = env.printSet(set)
+	}
+	if err == nil && len(warnings) > 0 {
+		err = &warningsError{len(warnings)}
+	}
+	return err
+}
+
+func enableArchiving(ctx context.Context, env *Env, f actionFlags) error {
+	l := newListener(env, f.json, nil)
+	w, err := openApp(env, f.root, l)
+	if err != nil {
+		return err
+	}
+	results, err := w.app.EnableArchiving(ctx)
+	l.done()
+	w.log.line(fmt.Sprintf("enable_backupv2: ended: %v", err))
+	if f.json && err == nil {
+		return env.printJSON(results)
+	}
+	if !f.json {
+		for _, r := range results {
+			changed := "settings were right already"
+			if len(r.Changed) > 0 {
+				changed = "set " + strings.Join(r.Changed, ", ")
+			}
+			fmt.Fprintf(env.Stdout, "%s: stanza %s; %s", r.Stanza, r.Outcome, changed)
+			if r.Segment != "" {
+				fmt.Fprintf(env.Stdout, "; WAL segment %s arrived in the archive", r.Segment)
+			}
+			fmt.Fprintln(env.Stdout)
+		}
+	}
+	return err
+}
+
+// restoreFlags are what holdfast restore adds to destructive_restore_all.
+type restoreFlags struct {
+	file, busFile, set, until string
+	keep, giveBack            bool
+}
+
+func restoreAll(ctx context.Context, env *Env, f actionFlags, rf restoreFlags) error {
+	l := newListener(env, f.json, nil)
+	w, err := openApp(env, f.root, l)
+	if err != nil {
+		return err
+	}
+	if rf.giveBack {
+		done, err := w.app.GiveBack(ctx)
+		l.done()
+		if err == nil && !done {
+			_, err = fmt.Fprintln(env.Stdout, "no restore was interrupted: nothing to give back")
+		} else if err == nil {
+			_, err = fmt.Fprintln(env.Stdout, "what the interrupted restore had replaced is back")
+		}
+		return err
+	}
+	o, err := restoreInputs(ctx, w, rf)
+	if err != nil {
+		return err
+	}
+	plan, err := w.app.PlanRestoreAll(ctx, o)
+	l.done()
+	if err != nil {
+		return err
+	}
+	if f.json && f.dryRun {
+		err = env.printJSON(plan)
+	} else if !f.json {
+		err = env.printRestorePlan(plan)
+	}
+	if err != nil {
+		return err
+	}
+	if len(plan.Missing) > 0 {
+		return &refusedError{"nothing was changed: " + strings.Join(plan.Missing, "; ")}
+	}
+	if f.dryRun {
+		return nil
+	}
+	if !f.yes {
+		if err := env.confirm("This replaces what is listed above. Type YES to go on", "YES"); err != nil {
+			return err
+		}
+	}
+	res, err := plan.Run(ctx)
+	warnings := l.done()
+	w.log.line(fmt.Sprintf("restore: ended: %v", err))
+	if err != nil {
+		return err
+	}
+	if f.json {
+		err = env.printJSON(res)
+	} else {
+		err = env.printRestored(res)
+	}
+	if err == nil && len(warnings)+len(res.Warnings) > 0 {
+		err = &warningsError{len(warnings) + len(res.Warnings)}
+	}
+	return err
+}
+
+// restoreInputs: the two parameters, a set of the catalogue, or the flags, which win.
+func restoreInputs(ctx context.Context, w *wired, rf restoreFlags) (action.RestoreOptions, error) {
+	resolve := func(p string) string {
+		if p == "" {
+			return ""
+		}
+		return w.in.Resolve(p)
+	}
+	o := action.RestoreOptions{RestoreFile: resolve(w.values.Path(conf.KeyRestoreFile)), EBRestoreFile: resolve(w.values.Path(conf.KeyEBRestoreFile)), KeepReplaced: rf.keep}
+	if rf.set != "" {
+		set, err := w.app.Set(ctx, rf.set)
+		if err != nil {
+			return o, err
+		}
+		o.RestoreFile, o.EBRestoreFile = "", ""
+		if p := set.Piece(catalog.Application); p != nil {
+			o.RestoreFile = p.Path
+		}
+		if p := set.Piece(catalog.EventBus); p != nil {
+			o.EBRestoreFile = p.Path
+		}
+	}
+	if rf.file != "" {
+		o.RestoreFile, o.EBRestoreFile = rf.file, rf.busFile
+	}
+	if rf.until != "" {
+		t, err := engine.ParseTargetTime(rf.until, time.Local)
+		if err != nil {
+			return o, &usageError{err.Error()}
+		}
+		o.Until = t
+	}
+	return o, nil
+}

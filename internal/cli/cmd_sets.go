@@ -1,0 +1,188 @@
+package cli
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"holdfast/internal/catalog"
+	"holdfast/internal/engine"
+)
+
+func (r *root) setsCommand() *cobra.Command {
+	c := &cobra.Command{Use: "sets", Short: "list, show, inspect, verify and delete backup sets"}
+	c.AddCommand(r.setsList(), r.setsShow(), r.setsInspect(), r.setsVerify(), r.setsDelete())
+	return c
+}
+
+// app opens the application for a command that needs no more than the catalogue.
+func (r *root) app() (*wired, *listener, error) {
+	l := newListener(r.env, r.f.json, nil)
+	w, err := openApp(r.env, r.f.root, l)
+	return w, l, err
+}
+
+func (r *root) setsList() *cobra.Command {
+	return &cobra.Command{Use: "list", Short: "list backup sets, oldest first", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		w, _, err := r.app()
+		if err != nil {
+			return err
+		}
+		sets, damaged, err := w.app.Sets(cmd.Context())
+		if err != nil {
+			return err
+		}
+		for _, d := range damaged {
+			fmt.Fprintf(r.env.Stderr, "warning: %v\n", d)
+		}
+		if r.f.json {
+			if sets == nil {
+				sets = []*catalog.Set{}
+			}
+			err = r.env.printJSON(sets)
+		} else {
+			rows := [][]string{{"SET", "STATE", "POSTGRESQL", "SIZE", "TOOK", "SKEW", "LAST CHECK"}}
+			for _, s := range sets {
+				rows = append(rows, setRow(s))
+			}
+			_, err = fmt.Fprint(r.env.Stdout, table(rows))
+		}
+		if err == nil && len(damaged) > 0 {
+			err = &warningsError{len(damaged)}
+		}
+		return err
+	}}
+}
+
+func setRow(s *catalog.Set) []string {
+	took, skew, check := "-", "-", "-"
+	if !s.Ended.IsZero() {
+		took = s.Ended.Sub(s.Began).Round(time.Second).String()
+	}
+	if s.Recovery != nil {
+		skew = fmt.Sprintf("%d ms", s.Recovery.Skew.Milliseconds)
+	}
+	if n := len(s.Verdicts); n > 0 {
+		v := s.Verdicts[n-1]
+		check = v.Check + " " + verdict(v) + ", " + v.At.Format("2006-01-02 15:04")
+	}
+	return []string{s.ID, string(s.State), string(s.Mode), engine.Size(s.Size()), took, skew, check}
+}
+
+func (r *root) setsShow() *cobra.Command {
+	return &cobra.Command{Use: "show ID", Short: "show one set: pieces, recovery point, verdicts", Args: exactArgs(1, "a set's ID"), RunE: func(cmd *cobra.Command, args []string) error {
+		w, _, err := r.app()
+		if err != nil {
+			return err
+		}
+		s, err := w.app.Set(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		if r.f.json {
+			return r.env.printJSON(s)
+		}
+		return r.env.printSet(s)
+	}}
+}
+
+func (r *root) setsInspect() *cobra.Command {
+	return &cobra.Command{Use: "inspect ID", Short: "what takes the space in this backup", Args: exactArgs(1, "a set's ID"), RunE: func(cmd *cobra.Command, args []string) error {
+		w, l, err := r.app()
+		if err != nil {
+			return err
+		}
+		parts, err := w.app.InspectSet(cmd.Context(), args[0])
+		l.done()
+		if err != nil {
+			return err
+		}
+		if r.f.json {
+			return r.env.printJSON(parts)
+		}
+		rows := [][]string{{"PIECE", "PART", "COUNT", "CONTENT", "STORED"}}
+		for _, p := range parts {
+			stored := "-"
+			if p.Stored > 0 {
+				stored = engine.Size(p.Stored)
+			}
+			rows = append(rows, []string{string(p.Piece), p.Name, fmt.Sprint(p.Count), engine.Size(p.Bytes), stored})
+		}
+		_, err = fmt.Fprint(r.env.Stdout, table(rows))
+		return err
+	}}
+}
+
+func (r *root) setsVerify() *cobra.Command {
+	return &cobra.Command{Use: "verify ID", Short: "read every byte of a set and compare it with what the run wrote", Args: exactArgs(1, "a set's ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			w, l, err := r.app()
+			if err != nil {
+				return err
+			}
+			v, err := w.app.VerifySet(cmd.Context(), args[0])
+			l.done()
+			if err != nil {
+				return err
+			}
+			if r.f.json {
+				err = r.env.printJSON(v)
+			} else {
+				for _, f := range v.Findings {
+					fmt.Fprintln(r.env.Stdout, f)
+				}
+				_, err = fmt.Fprintf(r.env.Stdout, "set %s: %s\n", args[0], verdict(*v))
+			}
+			if err == nil && !v.OK {
+				err = &findingsError{len(v.Findings)}
+			}
+			return err
+		}}
+}
+
+func (r *root) setsDelete() *cobra.Command {
+	var last bool
+	c := &cobra.Command{Use: "delete ID", Short: "delete a set: tarballs, PostgreSQL backup, WAL that nothing else needs", Args: exactArgs(1, "a set's ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			w, l, err := r.app()
+			if err != nil {
+				return err
+			}
+			plan, err := w.app.PlanDeleteSet(cmd.Context(), args[0], last)
+			l.done()
+			if err != nil {
+				return err
+			}
+			if r.f.json && r.f.dryRun {
+				return r.env.printJSON(plan)
+			}
+			if !r.f.json {
+				if err := r.env.printDeletePlan(plan); err != nil {
+					return err
+				}
+			}
+			if r.f.dryRun {
+				return nil
+			}
+			if !r.f.yes {
+				if err := r.env.confirm("Type YES to delete", "YES"); err != nil {
+					return err
+				}
+			}
+			err = plan.Run(cmd.Context())
+			l.done()
+			if err != nil {
+				return err
+			}
+			if r.f.json {
+				return r.env.printJSON(plan)
+			}
+			_, err = fmt.Fprintf(r.env.Stdout, "set %s is deleted\n", args[0])
+			return err
+		}}
+	c.Flags().BoolVar(&r.f.dryRun, "dry-run", false, "show what would go, delete nothing")
+	c.Flags().BoolVar(&r.f.yes, "yes", false, "do not ask")
+	c.Flags().BoolVar(&last, "last", false, "permit deleting the last set that can be restored")
+	return c
+}

@@ -1,0 +1,176 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"holdfast/internal/action"
+	"holdfast/internal/catalog"
+	"holdfast/internal/engine"
+)
+
+// printf builds a page and writes it at once.
+type page struct{ strings.Builder }
+
+func (p *page) f(format string, a ...any) { fmt.Fprintf(p, format, a...) }
+
+func (p *page) to(w io.Writer) error {
+	_, err := io.WriteString(w, p.String())
+	return err
+}
+
+func (e *Env) printBackupPlan(b *action.BackupPlan) error {
+	var p page
+	where := "inside the application tarball"
+	if b.Mode == catalog.Apart {
+		where = "apart, in " + b.Repository
+	}
+	p.f("backup_all would write to %s (%s free), PostgreSQL %s:\n", b.DumpDir, engine.Size(int64(min(b.FreeBytes, 1<<62))), where)
+	for _, c := range b.Postgres {
+		p.f("  postgres  %s: %s backup of %s, PostgreSQL %s, %d files, %s\n", c.Stanza, c.Type, c.DataDir, c.Version, c.Files, engine.Size(c.Bytes))
+	}
+	for _, t := range b.Trees {
+		p.f("  files     %s\n", t.Path)
+	}
+	if b.EventBus {
+		p.f("  eventbus  every selected topic\n")
+	}
+	for _, w := range b.WhatIsWrong {
+		p.f("wrong: %s\n", w)
+	}
+	return p.to(e.Stdout)
+}
+
+func (e *Env) printSet(s *catalog.Set) error {
+	var p page
+	p.f("set %s: %s\n", s.ID, s.State)
+	if s.Error != "" {
+		p.f("  error: %s\n", s.Error)
+	}
+	for _, piece := range s.Pieces {
+		p.f("  %-11s  %9s  %s", piece.Kind, engine.Size(piece.Size), piece.Path)
+		if piece.Label != "" {
+			p.f("  (stanza %s, backup %s)", piece.Stanza, piece.Label)
+		}
+		p.f("\n")
+	}
+	if r := s.Recovery; r != nil {
+		p.f("recovery point %s at %s, skew %d ms\n", r.Name, r.Skew.From.Format(time.RFC3339), r.Skew.Milliseconds)
+		for _, c := range r.Postgres {
+			p.f("  postgres  %s: %s on timeline %d, PostgreSQL %s, %s, databases %s\n", c.Stanza, c.LSN, c.Timeline, c.Version, engine.Size(c.Bytes), strings.Join(c.Databases, ", "))
+		}
+		if r.Files != nil {
+			p.f("  files     %d files, %s\n", r.Files.Files, engine.Size(r.Files.Bytes))
+		}
+		if r.EventBus != nil {
+			p.f("  eventbus  %d topics, %d partitions, %d records\n", r.EventBus.Topics, r.EventBus.Partitions, r.EventBus.Records)
+		}
+	}
+	if !s.Ended.IsZero() {
+		p.f("took %s\n", s.Ended.Sub(s.Began).Round(time.Millisecond))
+	}
+	for _, w := range s.Warnings {
+		p.f("warning: %s\n", w)
+	}
+	for _, v := range s.Verdicts {
+		p.f("%s %s: %s\n", v.At.Format(time.RFC3339), v.Check, verdict(v))
+	}
+	return p.to(e.Stdout)
+}
+
+func verdict(v catalog.Verdict) string {
+	if v.OK {
+		return "ok"
+	}
+	return fmt.Sprintf("%d finding(s)", len(v.Findings))
+}
+
+func (e *Env) printRestorePlan(r *action.RestorePlan) error {
+	var p page
+	if r.Set != nil {
+		p.f("restore of set %s, made on %s by %s, application version %s\n", r.Set.ID, r.Set.Host, r.Set.Program, r.Set.AppVersion)
+		target := fmt.Sprintf("recovery point %s (%s, skew %d ms)", r.Set.Recovery.Name, r.Set.Recovery.Skew.From.Format(time.RFC3339), r.Set.Recovery.Skew.Milliseconds)
+		if !r.Until.IsZero() {
+			target = r.Until.Format(time.RFC3339)
+		}
+		p.f("to: %s\n", target)
+		for _, c := range r.Set.Recovery.Postgres {
+			p.f("  postgres  %s: PostgreSQL %s, system identifier %d, backup %s, %s\n", c.Stanza, c.Version, c.SystemID, c.Label, engine.Size(c.Bytes))
+		}
+	}
+	list := func(head string, items []string) {
+		if len(items) > 0 {
+			p.f("%s\n", head)
+			for _, i := range items {
+				p.f("  %s\n", i)
+			}
+		}
+	}
+	var from []string
+	for _, f := range r.From {
+		from = append(from, fmt.Sprintf("%-11s  %s", f.Kind, f.Path))
+	}
+	list("from:", from)
+	list("stops PostgreSQL on:", r.StopsServer)
+	aside := "replaces (moved aside, kept until the checks have passed, then removed):"
+	if r.KeepsAside {
+		aside = "replaces (moved aside and kept):"
+	}
+	list(aside, r.Replaces)
+	list("creates:", r.Creates)
+	list("replaces the topics:", r.Topics)
+	if r.Set != nil {
+		p.f("space: %s needed, %s free\n", engine.Size(r.NeedBytes), engine.Size(int64(min(r.FreeBytes, 1<<62))))
+	}
+	if r.GivesBack != "" {
+		p.f("an interrupted restore (%s) is given back first\n", r.GivesBack)
+	}
+	list("notes:", r.Notes)
+	list("missing or wrong:", r.Missing)
+	return p.to(e.Stdout)
+}
+
+func (e *Env) printRestored(r *action.RestoreResult) error {
+	var p page
+	p.f("set %s is restored, in %s\n", r.Set, r.Interval.To.Sub(r.Interval.From).Round(time.Millisecond))
+	for _, c := range r.Postgres {
+		p.f("  postgres  %s: recovered %s (%s), now on timeline %d, databases %s\n", c.Stanza, c.Reached, c.LSN, c.Timeline, strings.Join(c.Databases, ", "))
+	}
+	p.f("  files     %d files, every SHA-256 as in the set\n", r.Files)
+	if r.Bus != nil {
+		p.f("  eventbus  %d topics, %d records, content as in the set\n", r.Bus.Topics, r.Bus.Records)
+		for _, n := range r.Bus.Notes {
+			p.f("            note: %s\n", n)
+		}
+	}
+	if len(r.Params) > 0 {
+		p.f("  parameters taken over: %s\n", strings.Join(r.Params, ", "))
+	}
+	for _, k := range r.Kept {
+		p.f("kept: %s\n", k)
+	}
+	for _, w := range r.Warnings {
+		p.f("warning: %s\n", w)
+	}
+	return p.to(e.Stdout)
+}
+
+func (e *Env) printDeletePlan(d *action.DeletePlan) error {
+	var p page
+	p.f("deleting set %s removes:\n", d.Set.ID)
+	for _, f := range d.Files {
+		p.f("  %s\n", f)
+	}
+	for _, b := range d.Backups {
+		for _, l := range b.Backups {
+			p.f("  stanza %s: backup %s\n", b.Stanza, l)
+		}
+		p.f("  stanza %s: %d WAL segments that nothing else needs (%s)\n", b.Stanza, b.Segments, engine.Size(b.WALBytes))
+	}
+	for _, w := range d.Warnings {
+		p.f("warning: %s\n", w)
+	}
+	return p.to(e.Stdout)
+}

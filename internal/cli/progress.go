@@ -1,0 +1,138 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"holdfast/internal/engine"
+)
+
+// listener turns events into the progress line, log lines and the list of warnings.
+type listener struct {
+	env    *Env
+	quiet  bool // --json: nothing but errors on standard error
+	logs   func(line string)
+	killAt string // a step, "verb:name", at which the process dies; for tests
+
+	total, moved atomic.Int64
+	began        atomic.Int64 // Unix nanoseconds
+
+	mu       sync.Mutex
+	step     string
+	warnings []string
+	last     time.Time
+	shown    bool
+}
+
+// newListener listens for one command. Tests that die at a step set HOLDFAST_TEST_KILL_AT=verb:name.
+func newListener(env *Env, quiet bool, logs func(string)) *listener {
+	if logs == nil {
+		logs = func(string) {}
+	}
+	return &listener{env: env, quiet: quiet, logs: logs, killAt: env.Getenv("HOLDFAST_TEST_KILL_AT")}
+}
+
+func (l *listener) on(e engine.Event) {
+	switch e := e.(type) {
+	case engine.Moved:
+		l.moved.Add(e.Bytes)
+		l.draw(false)
+	case engine.Amount:
+		l.total.Store(e.Bytes)
+		l.moved.Store(0)
+		l.began.Store(l.env.Now().UnixNano())
+		l.logs(e.String())
+	case engine.Step:
+		l.onStep(e)
+	case engine.Warning:
+		l.mu.Lock()
+		l.warnings = append(l.warnings, e.Text)
+		l.clear()
+		l.mu.Unlock()
+		l.logs(e.String())
+		if !l.quiet {
+			fmt.Fprintln(l.env.Stderr, e)
+		}
+	}
+}
+
+func (l *listener) onStep(e engine.Step) {
+	l.logs(e.String())
+	l.mu.Lock()
+	l.step = e.Verb + " " + e.Name
+	l.total.Store(0)
+	l.mu.Unlock()
+	if l.killAt == e.Verb+":"+e.Name {
+		l.env.Kill()
+	}
+	l.draw(true)
+}
+
+// draw rewrites the progress line, at most five times a second.
+func (l *listener) draw(now bool) {
+	if l.quiet || !l.env.Terminal {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.env.Now()
+	if !now && t.Sub(l.last) < 200*time.Millisecond {
+		return
+	}
+	l.last, l.shown = t, true
+	line := l.step
+	if total := l.total.Load(); total > 0 {
+		moved := l.moved.Load()
+		line += fmt.Sprintf("  %s of %s", engine.Size(moved), engine.Size(total))
+		if secs := t.Sub(time.Unix(0, l.began.Load())).Seconds(); secs > 0.5 && moved > 0 {
+			rate := float64(moved) / secs
+			left := time.Duration(float64(max(total-moved, 0)) / rate * float64(time.Second)).Round(time.Second)
+			line += fmt.Sprintf("  %s/s  %s left", engine.Size(int64(rate)), left)
+		}
+	}
+	fmt.Fprintf(l.env.Stderr, "\r\x1b[K%s", line)
+}
+
+// clear takes the progress line away; l.mu is held.
+func (l *listener) clear() {
+	if l.shown {
+		fmt.Fprint(l.env.Stderr, "\r\x1b[K")
+		l.shown = false
+	}
+}
+
+// done ends the progress line and returns the warnings.
+func (l *listener) done() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.clear()
+	return l.warnings
+}
+
+// table prints rows in columns, the first row as the head.
+func table(rows [][]string) string {
+	var width []int
+	for _, r := range rows {
+		for i, c := range r {
+			if i == len(width) {
+				width = append(width, 0)
+			}
+			width[i] = max(width[i], len(c))
+		}
+	}
+	var b strings.Builder
+	for _, r := range rows {
+		for i, c := range r {
+			if i == len(r)-1 {
+				b.WriteString(c)
+				break
+			}
+			fmt.Fprintf(&b, "%-*s  ", width[i], c)
+		}
+		b.WriteString("\n")
+	}
+	return b.String()
+}

@@ -1,0 +1,338 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"holdfast/internal/action"
+	"holdfast/internal/catalog"
+	"holdfast/internal/conf"
+	"holdfast/internal/durable"
+	"holdfast/internal/engine"
+	"holdfast/internal/eventbus"
+	"holdfast/internal/instance"
+	"holdfast/internal/pg"
+	"holdfast/internal/repo"
+	"holdfast/internal/storage"
+)
+
+// pgLockDir is pgbackrest's default lock-path: both tools then never work on one stanza at once.
+const pgLockDir = "/tmp/pgbackrest"
+
+// openInstance finds the instance: --root, else HOLDFAST_ROOT, else "/".
+func openInstance(env *Env, root string) (*instance.Instance, error) {
+	if root == "" {
+		root = env.Getenv("HOLDFAST_ROOT")
+	}
+	if root == "" {
+		root = "/"
+	}
+	in, err := instance.Open(root)
+	if errors.Is(err, instance.ErrNoInstance) {
+		return nil, &refusedError{fmt.Sprintf("%v; name one with --root or HOLDFAST_ROOT, or make one: holdfast init DATA_DISK BACKUP_DISK --root DIR", err)}
+	}
+	return in, err
+}
+
+// store is the instance's parameter store.
+func store(in *instance.Instance) (*conf.Store, error) {
+	owner, err := in.Owner()
+	if err != nil {
+		return nil, err
+	}
+	return conf.NewStore(conf.Options{Path: in.ConfPath(), KeyPath: in.KeyPath(), Owner: owner}), nil
+}
+
+// wired is an application with what the commands need of its parameters.
+type wired struct {
+	in     *instance.Instance
+	store  *conf.Store
+	values *conf.Values
+	app    *action.App
+	log    *runLog
+}
+
+// openApp wires the application of one instance.
+func openApp(env *Env, root string, l *listener) (*wired, error) {
+	in, err := openInstance(env, root)
+	if err != nil {
+		return nil, err
+	}
+	if err := in.Ready(); err != nil {
+		return nil, err
+	}
+	st, err := store(in)
+	if err != nil {
+		return nil, err
+	}
+	values, err := st.Load()
+	if err != nil {
+		return nil, err
+	}
+	owner, err := in.Owner()
+	if err != nil {
+		return nil, err
+	}
+	w := &wired{in: in, store: st, values: values}
+	o := action.Options{Root: in.Root(), DumpDir: in.Resolve(values.Path(conf.KeyDataDumpDir)), TempDir: in.Resolve(values.Path(conf.KeyDataTempDir)),
+		LockPath: filepath.Join(in.LockDir(), "instance.lock"), JournalPath: filepath.Join(in.LockDir(), "restore.json"),
+		Program: programVersion(), ExecID: env.ExecID, PGLockDir: pgLockDir, Owner: owner, Now: env.Now, Events: l.on,
+		ArchiveTimeout: values.Duration(conf.KeyArchiveTimeout), Params: params(in),
+		ImportParams: func(ctx context.Context, dir string) ([]string, error) { return importParams(ctx, st, dir) }}
+	if o.Host, err = os.Hostname(); err != nil {
+		return nil, err
+	}
+	for _, wire := range []func(*Env, *wired, *action.Options) error{wireVersion, wireClusters, wireRepository, wireFiles, wireBus, wireCatalog} {
+		if err := wire(env, w, &o); err != nil {
+			return nil, err
+		}
+	}
+	w.app = action.New(o)
+	w.log = newRunLog(env, in.LogDir(), owner)
+	l.logs = w.log.line
+	return w, nil
+}
+
+// wireVersion: the application's version, in the form of file names.
+func wireVersion(_ *Env, w *wired, o *action.Options) error {
+	v := w.values.String(conf.KeyVersion)
+	if v == "" {
+		var err error
+		if v, err = w.in.Version(); err != nil {
+			return err
+		}
+	}
+	o.AppVersion = strings.ReplaceAll(v, ".", "-")
+	return nil
+}
+
+// wireClusters: where PostgreSQL is, and the two commands that it calls us with.
+func wireClusters(env *Env, w *wired, o *action.Options) error {
+	for _, c := range w.values.Clusters(conf.KeyClusters) {
+		host := c.Host
+		if filepath.IsAbs(host) {
+			host = w.in.Resolve(host)
+		}
+		cluster := action.Cluster{Stanza: c.Stanza, DataDir: w.in.Resolve(c.DataDir), Conn: pg.ConnOptions{Host: host, Port: c.Port, User: c.User}}
+		if c.BinDir != "" {
+			cluster.BinDir = w.in.Resolve(c.BinDir)
+		}
+		if v, err := pg.ReadVersionFile(cluster.DataDir); err == nil && w.in.Root() != "/" {
+			cluster.LogFile = w.in.Resolve("var/lib/pgsql/" + v.String() + "/" + c.Stanza + ".log")
+		} else {
+			cluster.LogFile = filepath.Join(w.in.LogDir(), "postgresql-"+c.Stanza+".log")
+		}
+		o.Clusters = append(o.Clusters, cluster)
+	}
+	return nil
+}
+
+// wireRepository: the separate repository, or the staging one beside the tarballs, and how it is written.
+func wireRepository(env *Env, w *wired, o *action.Options) error {
+	if !w.values.Bool(conf.KeyEnablePgbackrest) {
+		return &refusedError{"alation.feature_flags.enable_pgbackrest is False: pg_probackup is not driven by this version; run: alation_conf alation.feature_flags.enable_pgbackrest -s True"}
+	}
+	if tool := w.values.Path(conf.KeyToolPath); tool != "" {
+		return &refusedError{"pgsql.backup.tool_path is set: an external pgbackrest is not driven by this version; run: alation_conf --unset pgsql.backup.tool_path"}
+	}
+	o.Mode, o.RepoDir = catalog.Apart, w.in.Resolve(w.values.Path(conf.KeyRepoDir))
+	if w.values.Bool(conf.KeyPgbackupCompression) {
+		o.Mode, o.RepoDir = catalog.Included, filepath.Join(w.in.BackupDir(), "backup/pgbackrest")
+	}
+	if w.values.Bool(conf.KeyRedundancyEnabled) {
+		return &refusedError{"pgsql.pgbackrest.redundancy.enabled is True: copying to external storage is not done by this version; run: alation_conf pgsql.pgbackrest.redundancy.enabled -s False"}
+	}
+	var err error
+	if o.Compress, err = repo.ParseCompressType(w.values.String(conf.KeyCompressType)); err != nil {
+		return err
+	}
+	o.Level = w.values.Int(conf.KeyCompressLevel)
+	if lo, hi := repo.LevelRange(o.Compress); o.Level < lo || o.Level > hi {
+		o.Level = repo.DefaultLevel(o.Compress)
+	}
+	o.ProcessMax = w.values.Int(conf.KeyProcessMax)
+	if o.ProcessMax == 0 {
+		o.ProcessMax = runtime.NumCPU()
+	}
+	pass, err := w.values.Secret(conf.KeyCipherPass)
+	if err != nil {
+		return err
+	}
+	if !pass.Empty() {
+		// archive-push gets its options from archive_command, which PostgreSQL shows to its users: no place for a secret.
+		return &refusedError{"pgsql.pgbackrest.cipher_pass is set: encrypted repositories are not written by this version; run: alation_conf --unset pgsql.pgbackrest.cipher_pass"}
+	}
+	clusterOwner := repositoryOwner(o.Clusters, o.Owner)
+	o.OpenRepo = func(dir string) (storage.Storage, error) { return openPosix(dir, clusterOwner) }
+	for i := range o.Clusters {
+		c := &o.Clusters[i]
+		c.ArchiveCommand = archiveCommand(w.programPath(env), c.Stanza, o.RepoDir, c.DataDir, o.Compress, o.Level)
+		c.RestoreCommand = func(dirs ...string) string { return restoreCommand(w.programPath(env), c.Stanza, c.DataDir, dirs) }
+	}
+	return nil
+}
+
+// programPath is the program that archive_command names: the one installed in the instance, else this one.
+func (w *wired) programPath(env *Env) string {
+	installed := filepath.Join(w.in.Dir(), "usr/local/lib/holdfast/holdfast")
+	if info, err := os.Stat(installed); err == nil && info.Mode().IsRegular() {
+		return installed
+	}
+	return env.Exe
+}
+
+// openPosix opens a repository directory; owner nil: this process's own.
+func openPosix(dir string, owner *durable.Owner) (storage.Storage, error) {
+	if os.Geteuid() != 0 {
+		owner = nil
+	}
+	return storage.NewPosix(dir, storage.PosixOptions{Owner: owner})
+}
+
+// repositoryOwner: archive-push runs as PostgreSQL's user and has to write where we do.
+func repositoryOwner(clusters []action.Cluster, fallback *durable.Owner) *durable.Owner {
+	for _, c := range clusters {
+		if info, err := os.Stat(c.DataDir); err == nil {
+			if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 {
+				return &durable.Owner{UID: int(st.Uid), GID: int(st.Gid)}
+			}
+		}
+	}
+	return fallback
+}
+
+// archiveCommand is self-contained: PostgreSQL's user need not read the parameter store, and no secret is in it.
+func archiveCommand(exe, stanza, repoDir, dataDir string, c repo.CompressType, level int) string {
+	return strings.Join([]string{shellQuote(exe), "pg", "archive-push", "--stanza=" + stanza, shellQuote("--repo1-path=" + repoDir), shellQuote("--pg1-path=" + dataDir),
+		"--compress-type=" + string(c), "--compress-level=" + strconv.Itoa(level), `"%p"`}, " ")
+}
+
+func restoreCommand(exe, stanza, dataDir string, dirs []string) string {
+	words := []string{shellQuote(exe), "pg", "archive-get", "--stanza=" + stanza, shellQuote("--pg1-path=" + dataDir)}
+	for i, d := range dirs {
+		words = append(words, shellQuote(fmt.Sprintf("--repo%d-path=%s", i+1, d)))
+	}
+	return strings.Join(append(words, "%f", `"%p"`), " ")
+}
+
+// shellQuote leaves plain words as they are. A percent sign is doubled: PostgreSQL replaces %p, %f and %%.
+func shellQuote(s string) string {
+	s = strings.ReplaceAll(s, "%", "%%")
+	if s != "" && strings.IndexFunc(s, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_./=:,+@%", r)
+	}) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// wireFiles: directories below the root, named in the tarball by their paths.
+func wireFiles(_ *Env, w *wired, o *action.Options) error {
+	used := map[string]bool{}
+	for _, p := range w.values.List(conf.KeyFilesPaths) {
+		host := w.in.Resolve(p)
+		if _, err := os.Lstat(host); os.IsNotExist(err) && !w.values.IsSet(string(conf.KeyFilesPaths)) {
+			continue // a directory of the default list that this application does not have
+		}
+		rel, err := filepath.Rel(w.in.Root(), host)
+		if err != nil {
+			return err
+		}
+		name := strings.Trim(strings.Map(func(r rune) rune {
+			if r == '/' || r == ' ' {
+				return '_'
+			}
+			return r
+		}, rel), "._")
+		for n := name; used[name] || name == ""; name = n + strconv.Itoa(len(used)) {
+		}
+		used[name] = true
+		o.Files.Trees = append(o.Files.Trees, catalog.Tree{Name: name, Path: rel})
+	}
+	slices.SortFunc(o.Files.Trees, func(a, b catalog.Tree) int { return strings.Compare(a.Path, b.Path) })
+	o.Files.Exclude = w.values.List(conf.KeyFilesExclude)
+	o.Files.SkipDirs = []string{w.in.CatalogDir(), w.in.LockDir()}
+	return nil
+}
+
+// wireBus: the event bus, when the application has one.
+func wireBus(_ *Env, w *wired, o *action.Options) error {
+	if !w.values.Bool(conf.KeyBusEnabled) {
+		return nil
+	}
+	b := &eventbus.Options{Brokers: w.values.List(conf.KeyBusBrokers), Topics: w.values.List(conf.KeyBusTopics), ClientID: "holdfast"}
+	protocol := strings.ToLower(w.values.String(conf.KeyBusProtocol))
+	if strings.Contains(protocol, "ssl") {
+		b.TLS = &eventbus.TLSOptions{}
+		if ca := w.values.Path(conf.KeyBusCAFile); ca != "" {
+			b.TLS.CAFile = w.in.Resolve(ca)
+		}
+	}
+	if strings.Contains(protocol, "sasl") {
+		pass, err := w.values.Secret(conf.KeyBusSASLPassword)
+		if err != nil {
+			return err
+		}
+		b.SASL = &eventbus.SASLOptions{Mechanism: w.values.String(conf.KeyBusSASLMechanism), User: w.values.String(conf.KeyBusSASLUser), Password: eventbus.Secret(pass.Reveal())}
+	}
+	o.Bus = b
+	return nil
+}
+
+func wireCatalog(_ *Env, w *wired, o *action.Options) error {
+	st, err := openPosix(w.in.CatalogDir(), o.Owner)
+	if err != nil {
+		return err
+	}
+	o.Catalog = catalog.NewStore(st)
+	return nil
+}
+
+// params are the files of the parameter store that travel in the tarball.
+func params(in *instance.Instance) []action.ParamFile {
+	return []action.ParamFile{{Name: "conf.json", Path: in.ConfPath()}, {Name: "conf.key", Path: in.KeyPath()}}
+}
+
+// stanzaFlags are the options that every engine verb shares, with pgBackRest's names.
+type stanzaFlags struct {
+	stanza, pgPath, host, user, repoPath, lockPath string
+	port, processMax                               int
+}
+
+// open returns the stanza on the repository of the flags.
+func (f *stanzaFlags) open(env *Env, l *listener) (*engine.Stanza, error) {
+	if f.stanza == "" {
+		return nil, &usageError{"--stanza is missing"}
+	}
+	if f.repoPath == "" {
+		return nil, &usageError{"--repo1-path is missing"}
+	}
+	var owner *durable.Owner
+	if f.pgPath != "" {
+		owner = repositoryOwner([]action.Cluster{{DataDir: f.pgPath}}, nil)
+	}
+	if owner == nil {
+		owner = repositoryOwner([]action.Cluster{{DataDir: f.repoPath}}, nil)
+	}
+	st, err := openPosix(f.repoPath, owner)
+	if err != nil {
+		return nil, err
+	}
+	events := func(engine.Event) {}
+	if l != nil {
+		events = l.on
+	}
+	return engine.New(engine.Options{Stanza: f.stanza, Storage: st, LockDir: f.lockPath, ExecID: env.ExecID, Version: programVersion(), Now: env.Now, Events: events})
+}
+
+func (f *stanzaFlags) conn() pg.ConnOptions {
+	return pg.ConnOptions{Host: f.host, Port: f.port, User: f.user}
+}
