@@ -26,6 +26,15 @@ func (c *Cluster) server(args []string) pg.ServerOptions {
 	return pg.ServerOptions{DataDir: c.DataDir, BinDir: c.BinDir, Args: args, LogFile: c.LogFile, Timeout: 10 * time.Minute}
 }
 
+// startServer starts the cluster's server, as the owner of its data directory; the directory of its log is made for it.
+func (a *App) startServer(ctx context.Context, c *Cluster) error {
+	uid, gid := ownerOf(c.DataDir, a.o.Owner)
+	if err := durable.MkdirAllOwned(filepath.Dir(c.LogFile), 0o750, &durable.Owner{UID: uid, GID: gid}); err != nil {
+		return fmt.Errorf("directory of the server's log: %w", err)
+	}
+	return pg.Start(ctx, c.server(nil))
+}
+
 // segmentRange names every WAL segment from the backup's start to the recovery point.
 func segmentRange(point catalog.PostgresPoint) ([]string, error) {
 	lsn, err := pg.ParseLSN(point.LSN)
@@ -135,7 +144,7 @@ func (r *restoreRun) restoreCluster(ctx context.Context, c Cluster, point catalo
 		return err
 	}
 	r.a.step("restore", "recover", r.Set.Recovery.Name)
-	if err := pg.Start(ctx, c.server(nil)); err != nil {
+	if err := r.a.startServer(ctx, &c); err != nil {
 		return err
 	}
 	return r.checkCluster(ctx, c, point, st)
