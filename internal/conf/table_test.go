@@ -193,13 +193,9 @@ func TestDocs(t *testing.T) {
 var usedLater = map[string]string{
 	"KeyBlock":              "block incremental backups: the next issue",
 	"KeyBundle":             "bundles: the next issue",
-	"KeyCipherPass":         "repository encryption: the next issue",
-	"KeyEnablePgbackrest":   "switching to pg_probackup: a later issue",
 	"KeyBaseURL":            "stored and reset by the operator; the restore of a later issue reports it",
 	"KeyIncrementalEnabled": "incremental backups: the next issue",
 	"KeyIncrementalFull":    "incremental backups: the next issue",
-	"KeyPostScript":         "hooks: a later issue",
-	"KeyRedundancyEnabled":  "external storage: a later issue",
 	"KeyRedundancyType":     "external storage: a later issue",
 	"KeyRetentionDays":      "retention: a later issue",
 	"KeyRetentionSets":      "retention: a later issue",
@@ -216,7 +212,6 @@ var usedLater = map[string]string{
 	"KeyScheduledHour":      "scheduler: a later issue",
 	"KeyScheduledMinute":    "scheduler: a later issue",
 	"KeySnapshotEnabled":    "scheduler: a later issue",
-	"KeyToolPath":           "external pgbackrest: a later issue",
 }
 
 // TestKeysAreUsed holds the table free of parameters that do nothing. It begins to bind when internal/cli/wire.go, which

@@ -1,0 +1,110 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+)
+
+// report prints the medians as a Markdown table. The ratio is Holdfast's to pgbackrest's: below 1 is better.
+func (w *world) report(out io.Writer) error {
+	b := bufio.NewWriter(out)
+	caches := "caches dropped before backup and restore"
+	if w.set.warm || os.Geteuid() != 0 {
+		caches = "caches warm"
+	}
+	bundle := ""
+	if w.set.bundle {
+		bundle = ", bundles"
+	}
+	fmt.Fprintf(b, "# Holdfast beside pgbackrest, %s\n\n", time.Now().UTC().Format("2 January 2006 15:04 MST"))
+	fmt.Fprintf(b, "%s, %s; %d cores; PostgreSQL cluster of %d files, %d MiB; %d processes%s; %s; medians of %d rounds in turns.\n\n",
+		version(w.ours.argv[0]), version(w.theirs.argv[0]), runtime.NumCPU(), w.files, w.bytes>>20, w.set.processes, bundle, caches, w.set.rounds)
+	fmt.Fprintln(b, "CPU is user and system of the process tree, memory the largest process; ratios are holdfast/pgbackrest, below 1 is better.")
+	fmt.Fprintln(b)
+	fmt.Fprintln(b, "| what | tool | wall s (min–max) | CPU s | memory MiB | stored MiB | wall ratio | CPU ratio | memory ratio |")
+	fmt.Fprintln(b, "|---|---|---|---|---|---|---|---|---|")
+	for _, what := range w.measured() {
+		ours, theirs := w.median(what, w.ours.name), w.median(what, w.theirs.name)
+		for _, m := range []*summary{w.median(what, "floor"), ours, theirs} {
+			if m == nil {
+				continue
+			}
+			ratios := " | | "
+			if m == ours && theirs != nil {
+				ratios = fmt.Sprintf("%s | %s | %s", ratio(ours.Wall.Seconds(), theirs.Wall.Seconds()),
+					ratio(ours.CPU.Seconds(), theirs.CPU.Seconds()), ratio(float64(ours.Memory), float64(theirs.Memory)))
+			}
+			stored := ""
+			if m.Stored > 0 {
+				stored = fmt.Sprint(m.Stored >> 20)
+			}
+			fmt.Fprintf(b, "| %s | %s | %.2f (%.2f–%.2f) | %.2f | %d | %s | %s |\n", what, m.Tool,
+				m.Wall.Seconds(), m.least.Seconds(), m.most.Seconds(), m.CPU.Seconds(), m.Memory>>20, stored, ratios)
+		}
+	}
+	return b.Flush()
+}
+
+// measured lists what was measured, in the order of measuring.
+func (w *world) measured() []string {
+	var names []string
+	for _, s := range w.samples {
+		if !slices.Contains(names, s.What) {
+			names = append(names, s.What)
+		}
+	}
+	return names
+}
+
+// summary is the median of a tool's rounds, each column by itself.
+type summary struct {
+	sample
+	least, most time.Duration
+}
+
+func (w *world) median(what, tool string) *summary {
+	var wall, cpu []time.Duration
+	var memory, stored []int64
+	for _, s := range w.samples {
+		if s.What == what && s.Tool == tool {
+			wall, cpu = append(wall, s.Wall), append(cpu, s.CPU)
+			memory, stored = append(memory, s.Memory), append(stored, s.Stored)
+		}
+	}
+	if len(wall) == 0 {
+		return nil
+	}
+	return &summary{
+		sample: sample{What: what, Tool: tool, Wall: middle(wall), CPU: middle(cpu), Memory: middle(memory), Stored: middle(stored)},
+		least:  slices.Min(wall), most: slices.Max(wall),
+	}
+}
+
+func middle[T ~int64](values []T) T {
+	sorted := slices.Sorted(slices.Values(values))
+	n := len(sorted)
+	return (sorted[(n-1)/2] + sorted[n/2]) / 2
+}
+
+func ratio(ours, theirs float64) string {
+	if theirs <= 0 {
+		return "–"
+	}
+	return fmt.Sprintf("%.2f", ours/theirs)
+}
+
+// version is a label for the report; a program that does not tell its version is named by its path.
+func version(program string) string {
+	out, err := exec.Command(program, "version").Output()
+	if line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n"); err == nil && line != "" {
+		return line
+	}
+	return program
+}
