@@ -219,7 +219,7 @@ func (r *root) confCommand() *cobra.Command {
 }
 
 func (r *root) backupCommand() *cobra.Command {
-	c := &cobra.Command{Use: "backup", Short: "back everything up to one recovery point: alation_action backup_all", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	c := &cobra.Command{Use: "backup", Aliases: []string{"backup_all"}, Short: "back everything up to one recovery point: alation_action backup_all", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		return backupAll(cmd.Context(), r.env, r.f)
 	}}
 	c.Flags().BoolVar(&r.f.dryRun, "dry-run", false, "show the plan and what is wrong, change nothing")
@@ -228,7 +228,7 @@ func (r *root) backupCommand() *cobra.Command {
 
 func (r *root) restoreCommand() *cobra.Command {
 	var rf restoreFlags
-	c := &cobra.Command{Use: "restore", Short: "bring a set back: alation_action destructive_restore_all", Args: noArgs,
+	c := &cobra.Command{Use: "restore", Aliases: []string{"destructive_restore_all"}, Short: "bring a set back: alation_action destructive_restore_all", Args: noArgs,
 		Long: `Restores the set that --set, --file or the parameters alation.backup.restore_file and .eb_restore_file name. The plan is
 shown first. What exists is moved aside and given back if the restore fails.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return restoreAll(cmd.Context(), r.env, r.f, rf) }}
@@ -245,7 +245,7 @@ shown first. What exists is moved aside and given back if the restore fails.`,
 }
 
 func (r *root) enableCommand() *cobra.Command {
-	return &cobra.Command{Use: "enable", Short: "set up WAL archiving and prove that it works: alation_action enable_backupv2", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "enable", Aliases: []string{"enable_backupv2"}, Short: "set up WAL archiving and prove that it works: alation_action enable_backupv2", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		return enableArchiving(cmd.Context(), r.env, r.f)
 	}}
 }
