@@ -142,13 +142,9 @@ func (o ServerOptions) filled() (ServerOptions, error) {
 		return o, fmt.Errorf("data directory %q is not an absolute path", o.DataDir)
 	}
 	if o.BinDir == "" {
-		text, err := os.ReadFile(filepath.Join(o.DataDir, "PG_VERSION"))
+		v, err := ReadVersionFile(o.DataDir)
 		if err != nil {
-			return o, fmt.Errorf("find the version of the data directory: %w", err)
-		}
-		v, err := ParseVersion(strings.TrimSpace(string(text)))
-		if err != nil {
-			return o, fmt.Errorf("%s: %w", o.DataDir, err)
+			return o, err
 		}
 		if o.BinDir, err = FindBinDir(v); err != nil {
 			return o, err

@@ -116,8 +116,11 @@ func NewRetry(s Storage, o RetryOptions) *Retry {
 func (r *Retry) do(ctx context.Context, op Op, name string, call func() error) error {
 	for attempt := 1; ; attempt++ {
 		err := call()
-		if err == nil || !IsTemporary(err) || ctx.Err() != nil {
+		if err == nil || !IsTemporary(err) {
 			return err
+		}
+		if cerr := ctx.Err(); cerr != nil {
+			return errors.Join(cerr, err)
 		}
 		if attempt >= r.o.Attempts {
 			return fmt.Errorf("tried %d times: %w", attempt, err)
@@ -203,8 +206,11 @@ func (r *Retry) List(ctx context.Context, dir string, opts ListOptions) iter.Seq
 			if failed == nil {
 				return
 			}
-			if IsTemporary(failed) && ctx.Err() == nil && attempt < r.o.Attempts {
-				werr := r.again(ctx, OpList, dir, attempt, failed)
+			if IsTemporary(failed) && (attempt < r.o.Attempts || ctx.Err() != nil) {
+				werr := ctx.Err()
+				if werr == nil {
+					werr = r.again(ctx, OpList, dir, attempt, failed)
+				}
 				if werr == nil {
 					continue
 				}

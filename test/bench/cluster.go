@@ -21,12 +21,13 @@ type world struct {
 	log        io.Writer
 	dir        string
 	data       string
-	locks      string // pgbackrest's lock directory
+	locks      string // the option that keeps the tools' locks in dir
 	port       string
 	owner      *user.User
 	credential *syscall.Credential // nil: we already are the bench user
 	ours       tool
 	theirs     tool
+	bundled    tool  // theirs, small files bundled
 	files      int   // of the cluster
 	bytes      int64 // of the cluster
 	started    bool
@@ -72,12 +73,12 @@ func (w *world) fill() error {
 	if err := os.WriteFile(empty, nil, 0o644); err != nil {
 		return err
 	}
-	w.data, w.locks = filepath.Join(w.dir, "data"), filepath.Join(w.dir, "lock")
+	w.data, w.locks = filepath.Join(w.dir, "data"), "--lock-path="+filepath.Join(w.dir, "lock")
 	w.ours = tool{name: "holdfast", argv: []string{ours, "pg"}, repo: filepath.Join(w.dir, "repo-holdfast")}
 	w.theirs = tool{
 		name: "pgbackrest", argv: []string{w.set.pgbackrest}, repo: filepath.Join(w.dir, "repo-pgbackrest"),
 		common: []string{
-			"--config=" + empty, "--lock-path=" + w.locks,
+			"--config=" + empty,
 			"--log-level-file=off", "--log-level-console=error", "--log-level-stderr=off",
 		},
 	}
@@ -190,9 +191,12 @@ func (w *world) makeCluster(ctx context.Context) error {
 	if err := w.fresh(wal); err != nil {
 		return err
 	}
-	if err := w.fresh(w.locks); err != nil {
+	if err := w.fresh(filepath.Join(w.dir, "lock")); err != nil {
 		return err
 	}
+	w.theirs.create = w.server()
+	w.bundled = w.theirs
+	w.bundled.name, w.bundled.backup = "pgbackrest bundle", []string{"--repo1-bundle"}
 	_, err = w.exec(ctx, []string{
 		filepath.Join(w.set.pgBin, "initdb"), "-D", w.data, "-U", w.owner.Username, "-A", "trust", "--no-locale", "-E", "UTF8", "-k", "-N",
 	})

@@ -32,6 +32,8 @@ type tool struct {
 	argv   []string // program and what stands before the verb
 	repo   string
 	common []string // options of every verb
+	backup []string // options of backup alone
+	create []string // options of stanza-create: pgbackrest asks the server, we read the control file
 }
 
 func (t tool) command(verb string, args ...string) []string {
@@ -44,7 +46,7 @@ func (w *world) stanza(t tool) []string {
 }
 
 func (w *world) server() []string {
-	return []string{"--pg1-socket-path=" + w.dir, "--pg1-port=" + w.port}
+	return []string{"--pg1-socket-path=" + w.dir, "--pg1-port=" + w.port, "--pg1-user=" + w.owner.Username}
 }
 
 func compression(kind string) []string {
@@ -102,7 +104,7 @@ func (s *sample) add(o sample) {
 func (w *world) record(what, tool string, round int, s sample) {
 	s.What, s.Tool, s.Round = what, tool, round
 	w.samples = append(w.samples, s)
-	w.say("%-22s %-10s round %d: %6.2f s wall, %6.2f s CPU, %4d MiB", what, tool, round+1, s.Wall.Seconds(), s.CPU.Seconds(), s.Memory>>20)
+	w.say("%-22s %-18s round %d: %6.2f s wall, %6.2f s CPU, %4d MiB", what, tool, round+1, s.Wall.Seconds(), s.CPU.Seconds(), s.Memory>>20)
 }
 
 // cold writes back what is dirty and, if we may, drops the caches, so that no run pays for or profits from the last one.
@@ -134,7 +136,7 @@ func (w *world) freshStanza(ctx context.Context, t tool) error {
 	if err := w.fresh(t.repo); err != nil {
 		return err
 	}
-	_, err := w.exec(ctx, t.command("stanza-create", append(w.stanza(t), w.server()...)...))
+	_, err := w.exec(ctx, t.command("stanza-create", append(append(w.stanza(t), w.locks), t.create...)...))
 	return err
 }
 
@@ -162,7 +164,7 @@ func (w *world) measureFloor(ctx context.Context) error {
 // measureBackup takes a full backup with each tool and restores it, in turns.
 func (w *world) measureBackup(ctx context.Context, kind string) error {
 	for round := range w.set.rounds {
-		for _, t := range w.order(round) {
+		for _, t := range order(round, w.ours, w.theirs, w.bundled) {
 			if err := w.backupAndRestore(ctx, t, kind, round); err != nil {
 				return err
 			}
@@ -177,11 +179,9 @@ func (w *world) backupAndRestore(ctx context.Context, t tool, kind string, round
 	}
 	processes := fmt.Sprintf("--process-max=%d", w.set.processes)
 	opts := append(w.stanza(t), w.server()...)
-	opts = append(opts, "--type=full", "--start-fast", "--no-archive-check", processes)
+	opts = append(opts, "--type=full", "--start-fast", "--no-archive-check", w.locks, processes)
 	opts = append(opts, compression(kind)...)
-	if w.set.bundle {
-		opts = append(opts, "--repo1-bundle")
-	}
+	opts = append(opts, t.backup...)
 	if err := w.cold(); err != nil {
 		return err
 	}
@@ -201,7 +201,7 @@ func (w *world) backupAndRestore(ctx context.Context, t tool, kind string, round
 	if err := w.cold(); err != nil {
 		return err
 	}
-	s, err = w.exec(ctx, t.command("restore", "--stanza=bench", "--repo1-path="+t.repo, "--pg1-path="+restored, "--type=none", processes))
+	s, err = w.exec(ctx, t.command("restore", "--stanza=bench", "--repo1-path="+t.repo, "--pg1-path="+restored, "--type=none", w.locks, processes))
 	if err != nil {
 		return err
 	}
@@ -246,7 +246,7 @@ func (w *world) measureArchive(ctx context.Context, kind string) error {
 		return err
 	}
 	for round := range w.set.rounds {
-		for _, t := range w.order(round) {
+		for _, t := range order(round, w.ours, w.theirs) {
 			if err := w.pushAndGet(ctx, t, kind, round, segments); err != nil {
 				return err
 			}
@@ -341,7 +341,7 @@ const startRuns = 20
 
 func (w *world) measureStart(ctx context.Context) error {
 	for round := range w.set.rounds {
-		for _, t := range w.order(round) {
+		for _, t := range order(round, w.ours, w.theirs) {
 			var sum sample
 			for range startRuns {
 				s, err := w.exec(ctx, []string{t.argv[0], "version"})

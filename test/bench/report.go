@@ -12,34 +12,31 @@ import (
 	"time"
 )
 
-// report prints the medians as a Markdown table. The ratio is Holdfast's to pgbackrest's: below 1 is better.
+// report prints the medians as a Markdown table. A ratio is Holdfast's to the tool of its row: below 1 is better.
 func (w *world) report(out io.Writer) error {
 	b := bufio.NewWriter(out)
 	caches := "caches dropped before backup and restore"
 	if w.set.warm || os.Geteuid() != 0 {
 		caches = "caches warm"
 	}
-	bundle := ""
-	if w.set.bundle {
-		bundle = ", bundles"
-	}
 	fmt.Fprintf(b, "# Holdfast beside pgbackrest, %s\n\n", time.Now().UTC().Format("2 January 2006 15:04 MST"))
-	fmt.Fprintf(b, "%s, %s; %d cores; PostgreSQL cluster of %d files, %d MiB; %d processes%s; %s; medians of %d rounds in turns.\n\n",
-		version(w.ours.argv[0]), version(w.theirs.argv[0]), runtime.NumCPU(), w.files, w.bytes>>20, w.set.processes, bundle, caches, w.set.rounds)
-	fmt.Fprintln(b, "CPU is user and system of the process tree, memory the largest process; ratios are holdfast/pgbackrest, below 1 is better.")
+	fmt.Fprintf(b, "%s, %s; %d cores; PostgreSQL cluster of %d files, %d MiB; %d processes; %s; medians of %d rounds in turns.\n\n",
+		version(w.ours.argv[0]), version(w.theirs.argv[0]), runtime.NumCPU(), w.files, w.bytes>>20, w.set.processes, caches, w.set.rounds)
+	fmt.Fprintln(b, "CPU is user and system of the process tree, memory the largest process; ratios are holdfast's to the tool of the row, below 1 is better.")
 	fmt.Fprintln(b)
 	fmt.Fprintln(b, "| what | tool | wall s (min–max) | CPU s | memory MiB | stored MiB | wall ratio | CPU ratio | memory ratio |")
 	fmt.Fprintln(b, "|---|---|---|---|---|---|---|---|---|")
 	for _, what := range w.measured() {
-		ours, theirs := w.median(what, w.ours.name), w.median(what, w.theirs.name)
-		for _, m := range []*summary{w.median(what, "floor"), ours, theirs} {
+		ours := w.median(what, w.ours.name)
+		for _, name := range []string{"floor", w.ours.name, w.theirs.name, w.bundled.name} {
+			m := w.median(what, name)
 			if m == nil {
 				continue
 			}
 			ratios := " | | "
-			if m == ours && theirs != nil {
-				ratios = fmt.Sprintf("%s | %s | %s", ratio(ours.Wall.Seconds(), theirs.Wall.Seconds()),
-					ratio(ours.CPU.Seconds(), theirs.CPU.Seconds()), ratio(float64(ours.Memory), float64(theirs.Memory)))
+			if ours != nil && name != w.ours.name {
+				ratios = fmt.Sprintf("%s | %s | %s", ratio(ours.Wall.Seconds(), m.Wall.Seconds()),
+					ratio(ours.CPU.Seconds(), m.CPU.Seconds()), ratio(float64(ours.Memory), float64(m.Memory)))
 			}
 			stored := ""
 			if m.Stored > 0 {
