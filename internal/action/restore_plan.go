@@ -54,12 +54,11 @@ type RestorePlan struct {
 
 // inspected is what one reading of a whole tarball tells.
 type inspected struct {
-	id      identityDoc
-	set     *catalog.Set
-	size    int64
-	sha256  string
-	totals  map[string]tarball.MemberTotal // by top-level name
-	damaged error
+	id     identityDoc
+	set    *catalog.Set
+	size   int64
+	sha256 string
+	totals map[string]tarball.MemberTotal // by top-level name
 }
 
 // inspect reads a tarball to its end: whatever is damaged shows here, before anything is touched.

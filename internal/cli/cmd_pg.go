@@ -19,17 +19,17 @@ import (
 // pgFlags are the flags of one holdfast pg command, in pgBackRest's words.
 type pgFlags struct {
 	stanzaFlags
-	typ, set                                 string
-	compressType                             string
-	compressLevel                            int
-	fast, noArchiveCheck, noChecksumPage     bool
-	archiveTimeout                           time.Duration
-	exclude                                  []string
-	annotations                              map[string]string
-	target, action, timeline, restoreCommand string
-	exclusive, linkAll, archiveModeOff       bool
-	tablespaceMap, linkMap, recoveryOptions  map[string]string
-	tablespaceMapAll, archiveMode            string
+	typ, set                                string
+	compressType                            string
+	compressLevel                           int
+	fast, noArchiveCheck, noChecksumPage    bool
+	archiveTimeout                          time.Duration
+	exclude                                 []string
+	annotations                             map[string]string
+	target, action, timeline                string
+	exclusive, linkAll                      bool
+	tablespaceMap, linkMap, recoveryOptions map[string]string
+	tablespaceMapAll, archiveMode           string
 }
 
 func (r *root) pgCommand() *cobra.Command {

@@ -51,8 +51,7 @@ func (s *Stanza) Push(ctx context.Context, o PushOptions) (PushOutcome, error) {
 		file = filepath.Join(o.DataDir, file)
 	}
 	name := filepath.Base(file)
-	segment, isSegment := strings.CutSuffix(name, ".partial")
-	isSegment = pg.IsSegmentName(segment)
+	isSegment := pg.IsSegmentName(strings.TrimSuffix(name, ".partial"))
 	if !isSegment && !pg.IsHistoryName(name) && !pg.IsBackupHistoryName(name) {
 		return PushOutcome{}, fmt.Errorf("push %s: not the name of a WAL segment, a timeline history or a backup history file", name)
 	}
@@ -133,7 +132,8 @@ func (s *Stanza) pushSegment(ctx context.Context, dir, name string, f *os.File, 
 	if err != nil {
 		return PushOutcome{}, err
 	}
-	for _, o := range found {
+	if len(found) > 0 {
+		o := found[0]
 		if o.sha1 == sum {
 			s.warn("WAL file %s is in the archive already with the same checksum; archive_command ran twice for it, which is harmless", name)
 			return PushOutcome{Object: o.name, Existed: true}, nil
