@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -335,6 +337,9 @@ func (r *backupRun) begin(ctx context.Context) error {
 			r.o.DataDir, control.Checkpoint, control.CheckpointTimeline, r.start.LSN, r.tli)
 	}
 	r.control = control
+	if err := r.ensureHistory(ctx); err != nil {
+		return err
+	}
 	spaces, err := r.conn.Tablespaces(ctx)
 	if err != nil {
 		return err
@@ -356,6 +361,26 @@ func (r *backupRun) begin(ctx context.Context) error {
 	}
 	r.m.References = []repo.Label{r.m.Label}
 	return repo.SaveManifestCopy(ctx, s.o.Storage, s.o.Stanza, r.m, r.bi.CipherPass)
+}
+
+// ensureHistory puts the history file of the current timeline into the archive if it is not there. PostgreSQL hands it to
+// archive_command once, at promotion; a repository that came into use later would never see it, and recovery refuses a
+// timeline without it.
+func (r *backupRun) ensureHistory(ctx context.Context) error {
+	if r.tli == 1 {
+		return nil
+	}
+	name := fmt.Sprintf("%08X.history", r.tli)
+	object := repo.ArchiveDir(r.s.o.Stanza) + "/" + repo.ArchiveID(r.db.Version, r.db.ID) + "/" + name
+	if _, err := r.s.o.Storage.Stat(ctx, object); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return wrap(err, "look for %s", object)
+	}
+	f, err := os.Open(filepath.Join(r.o.DataDir, "pg_wal", name))
+	if err != nil {
+		return fmt.Errorf("the history of timeline %d is neither in the archive nor in the data directory: %w", r.tli, err)
+	}
+	err = r.s.store(ctx, object, repo.StreamSpec{Compress: repo.None, Pass: r.ai.CipherPass}, f, "")
+	return wrap(errors.Join(err, f.Close()), "archive %s", name)
 }
 
 func (r *backupRun) newManifest(dbs []pg.Database) *repo.Manifest {

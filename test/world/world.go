@@ -248,7 +248,7 @@ func (w *World) Lose(ctx context.Context) error {
 	if err := w.Close(ctx); err != nil {
 		return err
 	}
-	return errors.Join(os.RemoveAll(w.Data), os.RemoveAll(w.Files), os.RemoveAll(filepath.Join(w.Root, "opt/alation/site/app")))
+	return errors.Join(os.RemoveAll(w.Data), os.RemoveAll(filepath.Join(w.Root, "data1/space")), os.RemoveAll(w.Files), os.RemoveAll(filepath.Join(w.Root, "opt/alation/site/app")))
 }
 
 // Tarballs are the final names in the dump directory, oldest first; with the hidden ones of unfinished runs if asked.
