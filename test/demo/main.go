@@ -295,12 +295,12 @@ func (d *demo) newestSet(ctx context.Context) (string, error) {
 // oracle lets the real pgbackrest check and restore the repository.
 func (d *demo) oracle(ctx context.Context) error {
 	d.act("The real pgbackrest reads the same repository")
-	for _, dir := range []string{"lock", "log", "restored", "spaces"} {
+	for _, dir := range []string{"log", "restored", "spaces"} {
 		if err := d.w.MakeOwned(filepath.Join(d.dir, "oracle", dir), 0o700); err != nil {
 			return err
 		}
 	}
-	base := []string{"--stanza=" + world.Stanza, "--repo1-path=" + d.w.Repo, "--lock-path=" + filepath.Join(d.dir, "oracle/lock"), "--log-path=" + filepath.Join(d.dir, "oracle/log"),
+	base := []string{"--stanza=" + world.Stanza, "--repo1-path=" + d.w.Repo, "--log-path=" + filepath.Join(d.dir, "oracle/log"),
 		"--log-level-console=warn"}
 	for _, args := range [][]string{{"info"}, {"verify"},
 		{"--pg1-path=" + filepath.Join(d.dir, "oracle/restored"), "--tablespace-map-all=" + filepath.Join(d.dir, "oracle/spaces"), "--type=immediate", "restore"}} {
