@@ -17,12 +17,13 @@ import (
 )
 
 const (
-	smallFile    = 1 << 20  // bytes: read to memory, so that only a settled state is written
-	readAttempts = 3        // for a file that changes while it is read
-	settledAfter = 2        // seconds: a ctime younger than this when reading began proves nothing
-	sampleSize   = 64 << 10 // bytes looked at to tell whether content compresses
-	reportEvery  = 64 << 20 // bytes between two progress reports inside a file
-	dullEstimate = 0.1      // of compress.Estimate: less is not worth compressing
+	smallFile    = 1 << 20               // bytes: read to memory, so that only a settled state is written
+	readAttempts = 3                     // for a file that changes while it is read
+	clockTick    = 12 * time.Millisecond // longer than the kernel's: two changes within one bear the same ctime
+	settledAfter = 2                     // seconds: a ctime younger than this when reading began proves nothing
+	sampleSize   = 64 << 10              // bytes looked at to tell whether content compresses
+	reportEvery  = 64 << 20              // bytes between two progress reports inside a file
+	dullEstimate = 0.1                   // of compress.Estimate: less is not worth compressing
 )
 
 // file captures a regular file, or the further name of one.
@@ -82,6 +83,9 @@ func (p *pass) unchanged(ctx context.Context, n *node, old *entry) (bool, error)
 	if old.Read[0]-old.CTime[0] > settledAfter {
 		return true, nil
 	}
+	if p.fresh(&n.st) > 0 {
+		return false, nil
+	}
 	f, st, err := openRegular(n)
 	if err != nil {
 		return false, nil // writeFile meets the same and reports it
@@ -131,6 +135,35 @@ func (p *pass) writeFile(ctx context.Context, n *node) (*entry, error) {
 	}
 }
 
+// fresh returns how long to wait until a change would show in the ctime, if that is not so already.
+func (p *pass) fresh(st *unix.Stat_t) time.Duration {
+	age := p.c.o.Now().Sub(time.Unix(int64(st.Ctim.Sec), int64(st.Ctim.Nsec)))
+	if age < -clockTick || age >= clockTick { // a ctime in the future is another clock's
+		return 0
+	}
+	return clockTick - age
+}
+
+// settle waits, in the final pass, until a further change of f must show, and brings st up to date. It reports false if f
+// was changed again meanwhile. The first pass need not wait: the final one compares the content of such files.
+func (p *pass) settle(ctx context.Context, f *os.File, st *unix.Stat_t) (bool, error) {
+	wait := p.fresh(st)
+	if !p.final || wait == 0 {
+		return true, nil
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
+	case <-timer.C:
+	}
+	if err := unix.Fstat(int(f.Fd()), st); err != nil {
+		return false, &readError{err}
+	}
+	return p.fresh(st) == 0, nil
+}
+
 // readError is an error of the file, as opposed to one of the tarball.
 type readError struct{ error }
 
@@ -146,6 +179,10 @@ func (p *pass) tryFile(ctx context.Context, n *node, last bool) (e *entry, settl
 		return nil, false, &readError{err}
 	}
 	defer f.Close() // read only: nothing to lose
+	quiet, err := p.settle(ctx, f, &st)
+	if err != nil {
+		return nil, false, err
+	}
 	e = p.entry(n, &st, typeFile)
 	e.Read = stamp{now.Unix(), int64(now.Nanosecond())}
 	if e.Xattrs, err = readXattrs(fdXattrs(int(f.Fd()))); err != nil {
@@ -161,7 +198,7 @@ func (p *pass) tryFile(ctx context.Context, n *node, last bool) (e *entry, settl
 		if err := unix.Fstat(int(f.Fd()), &after); err != nil {
 			return nil, false, &readError{err}
 		}
-		settled = c.err == nil && !c.short && sameState(&st, &after)
+		settled = quiet && c.err == nil && !c.short && sameState(&st, &after)
 		if c.err == nil && (settled || last) {
 			e.SHA256 = hex.EncodeToString(c.h.Sum(nil))
 			p.prog.Bytes += st.Size
@@ -173,7 +210,7 @@ func (p *pass) tryFile(ctx context.Context, n *node, last bool) (e *entry, settl
 			if err := unix.Fstat(int(f.Fd()), &after); err != nil {
 				return nil, false, &readError{err}
 			}
-			settled = c.err == nil && !c.short && sameState(&st, &after)
+			settled = quiet && c.err == nil && !c.short && sameState(&st, &after)
 		}
 	}
 	if err == nil && c.err != nil {

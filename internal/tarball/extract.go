@@ -12,6 +12,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/durable"
 )
 
 const sparseBlock = 4096 // zeros of this length and alignment become holes in a sparse file
@@ -46,11 +48,14 @@ type Extractor struct {
 	buf   []byte
 	users map[string]owner
 	group map[string]owner
+
+	syncFS func(*os.File) error // durable.SyncFSFile, but for tests that restore thousands of trees
 }
 
 // NewExtractor creates the destination directories, mode 0700. One that exists must be empty.
 func NewExtractor(o ExtractOptions) (*Extractor, error) {
-	x := &Extractor{o: o, dests: map[string]*confined{}, buf: make([]byte, copyBuffer), users: map[string]owner{}, group: map[string]owner{}}
+	x := &Extractor{o: o, dests: map[string]*confined{}, buf: make([]byte, copyBuffer), users: map[string]owner{}, group: map[string]owner{},
+		syncFS: durable.SyncFSFile}
 	if o.UserID == nil {
 		x.o.UserID = hostUserID
 	}

@@ -11,8 +11,6 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"holdfast/internal/durable"
 )
 
 // merger walks trees and an index side by side; both are in the same order.
@@ -262,7 +260,7 @@ func (x *Extractor) sync() error {
 			continue
 		}
 		done[st.Dev] = true
-		if err := durable.SyncFSFile(c.root); err != nil {
+		if err := x.syncFS(c.root); err != nil {
 			return err
 		}
 	}

@@ -105,12 +105,12 @@ func sparseFile(t *testing.T, name string, rng *rand.Rand) {
 	f, err := os.Create(name)
 	must(t, err)
 	for range rng.IntN(4) {
-		_, err := f.WriteAt(randomContent(rng), rng.Int64N(30<<20))
+		_, err := f.WriteAt(randomContent(rng), rng.Int64N(5<<20))
 		must(t, err)
 	}
 	st, err := f.Stat()
 	must(t, err)
-	must(t, f.Truncate(st.Size()+rng.Int64N(2)*(8<<20)+rng.Int64N(100)))
+	must(t, f.Truncate(st.Size()+rng.Int64N(2)*(2<<20)+rng.Int64N(100)))
 	must(t, f.Close())
 }
 
@@ -216,7 +216,8 @@ func capture(t *testing.T, o CaptureOptions, dir string, between func()) ([]byte
 	return buf.Bytes(), res
 }
 
-// restore reads a whole tarball into dest and returns the index with the result.
+// restore reads a whole tarball into dest and returns the index with the result. It does not wait for the disk;
+// restoreSynced does.
 func restore(ctx context.Context, tarball io.Reader, o ExtractOptions) (*ExtractResult, []byte, error) {
 	r, err := NewReader(tarball)
 	if err != nil {
@@ -231,6 +232,30 @@ func restoreFrom(ctx context.Context, r *Reader, o ExtractOptions) (*ExtractResu
 		return nil, nil, err
 	}
 	defer x.Close()
+	synced := false
+	x.syncFS = func(*os.File) error { synced = true; return nil }
+	res, index, err := extract(ctx, r, x)
+	if err == nil && !synced {
+		err = errors.New("restored without writing to disk")
+	}
+	return res, index, err
+}
+
+func restoreSynced(ctx context.Context, tarball io.Reader, o ExtractOptions) (*ExtractResult, []byte, error) {
+	r, err := NewReader(tarball)
+	if err != nil {
+		return nil, nil, err
+	}
+	x, err := NewExtractor(o)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer x.Close()
+	return extract(ctx, r, x)
+}
+
+func extract(ctx context.Context, r *Reader, x *Extractor) (*ExtractResult, []byte, error) {
+	var err error
 	var index []byte
 	for {
 		m, err := r.Next()

@@ -1,0 +1,348 @@
+// Package interop holds Holdfast and the real pgbackrest against each other: each restores what the other wrote, file for
+// file, and PostgreSQL starts from it. Needs Debian's pgbackrest and the servers of make setup.
+package interop
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"holdfast/internal/pg"
+	"holdfast/internal/pg/pgtest"
+)
+
+// rig is a cluster, a repository and both programs.
+type rig struct {
+	t    *testing.T
+	dir  string
+	bin  string
+	repo string
+	c    *pgtest.Cluster
+	conf string
+}
+
+const stanza = "demo"
+
+func newRig(t *testing.T, version pg.Version, compress string) *rig {
+	if testing.Short() {
+		t.Skip("needs PostgreSQL and pgbackrest; run make test")
+	}
+	r := &rig{t: t, dir: ownDir(t)}
+	r.bin = filepath.Join(r.dir, "holdfast")
+	b, err := os.ReadFile(program(t))
+	if err == nil {
+		err = os.WriteFile(r.bin, b, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.repo = filepath.Join(r.dir, "pgbackrest") // pgbackrest's check wants its name in archive_command
+	r.c = pgtest.New(t, pgtest.Options{Version: version, Checksums: true, WALSegMB: 1, Settings: map[string]string{
+		"archive_mode": "on", "wal_level": "replica", "archive_command": "false", "checkpoint_timeout": "1h"}})
+	r.conf = filepath.Join(r.dir, "pgbackrest.conf")
+	text := fmt.Sprintf("[global]\nrepo1-path=%s\nlock-path=%s/lock\nlog-path=%s/log\nspool-path=%s/spool\nstart-fast=y\nlog-level-file=off\ncompress-type=%s\narchive-timeout=30\n[%s]\npg1-path=%s\npg1-socket-path=%s\npg1-port=%d\n",
+		r.repo, r.dir, r.dir, r.dir, compress, stanza, r.c.DataDir(), r.c.SocketDir(), r.c.Port())
+	if err := os.WriteFile(r.conf, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+var built = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "hf-interop-bin-")
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Join(dir, "holdfast")
+	build := exec.Command("go", "build", "-trimpath", "-o", bin, "holdfast/cmd/holdfast")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return bin, nil
+})
+
+// program builds holdfast once.
+func program(t *testing.T) string {
+	t.Helper()
+	bin, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bin
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if testing.Short() {
+		os.Exit(code)
+	}
+	if bin, err := built(); err == nil {
+		os.RemoveAll(filepath.Dir(bin)) // a left-over program harms nobody
+	}
+	os.Exit(code)
+}
+
+// ownDir is a directory that the server's user can use.
+func ownDir(t *testing.T) string {
+	dir, err := os.MkdirTemp("", "hf-interop-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if cred := postgres(t); cred != nil {
+		if err := os.Chown(dir, int(cred.Uid), int(cred.Gid)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func postgres(t *testing.T) *syscall.Credential {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	u, err := user.Lookup("postgres")
+	if err != nil {
+		t.Fatalf("%v: run make setup", err)
+	}
+	uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
+	gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
+	if err1 != nil || err2 != nil {
+		t.Fatal(err1, err2)
+	}
+	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+}
+
+// run runs a program as the server's user.
+func (r *rig) run(name string, args ...string) string {
+	r.t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: postgres(r.t)}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		r.t.Fatalf("%s %s: %v\n%s", filepath.Base(name), strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+func (r *rig) backrest(args ...string) string {
+	r.t.Helper()
+	return r.run("pgbackrest", append([]string{"--config=" + r.conf, "--stanza=" + stanza}, args...)...)
+}
+
+func (r *rig) holdfast(verb string, args ...string) string {
+	r.t.Helper()
+	return r.run(r.bin, append([]string{"pg", verb, "--stanza=" + stanza, "--repo1-path=" + r.repo, "--lock-path=" + filepath.Join(r.dir, "lock")}, args...)...)
+}
+
+func (r *rig) server() []string {
+	return []string{"--pg1-path=" + r.c.DataDir(), "--pg1-socket-path=" + r.c.SocketDir(), "--pg1-port=" + strconv.Itoa(r.c.Port()), "--pg1-user=" + r.c.ConnOptions().User, "--archive-timeout=30s"}
+}
+
+// archiveWith points archive_command at one of the programs.
+func (r *rig) archiveWith(command string) {
+	r.t.Helper()
+	r.c.Exec(r.t, "alter system set archive_command = '"+strings.ReplaceAll(command, "'", "''")+"'", "select pg_reload_conf()")
+}
+
+func (r *rig) ourArchive(compress string) {
+	r.archiveWith(fmt.Sprintf("%s pg archive-push --stanza=%s --repo1-path=%s --pg1-path=%s --lock-path=%s/lock --compress-type=%s %%p", r.bin, stanza, r.repo, r.c.DataDir(), r.dir, compress))
+}
+
+func (r *rig) fill() {
+	r.t.Helper()
+	r.c.AddTablespace(r.t, "side")
+	r.c.Exec(r.t, "create table big as select g as id, md5(g::text) as h, repeat(md5((g%97)::text), 4) as pad from generate_series(1, 30000) g", "create index on big(id)",
+		"create table side_t tablespace side as select * from big where id % 10 = 0", "create unlogged table scratch as select 1 as n", "create table empty_t (i int)", "checkpoint")
+}
+
+// busy writes, creates and drops tables until the returned function is called, which returns how often it did.
+func (r *rig) busy() func() int {
+	conn := r.c.ConnOptions()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan int)
+	go func() {
+		n := 0
+		for ctx.Err() == nil {
+			if err := churn(ctx, conn, n); err != nil && ctx.Err() == nil {
+				r.t.Errorf("workload: %v", err)
+				break
+			}
+			n++
+		}
+		done <- n
+	}()
+	return func() int { cancel(); return <-done }
+}
+
+// tree is every file below a directory with its hash; what differs by design is left out: pg_control (its checkpoint is
+// made unusable on purpose) and the empty recovery.signal that pgbackrest 2.45 leaves with --type=none.
+func (r *rig) tree(dirs ...string) map[string]string {
+	r.t.Helper()
+	files := map[string]string{}
+	for i, dir := range dirs {
+		err := filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return err
+			}
+			rel, err := filepath.Rel(dir, p)
+			if err != nil || rel == "global/pg_control" || rel == "recovery.signal" {
+				return err
+			}
+			b, err := os.ReadFile(p)
+			files[fmt.Sprintf("%d/%s", i, rel)] = fmt.Sprintf("%x", sha256.Sum256(b))
+			return err
+		})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	return files
+}
+
+func (r *rig) sameTrees(a, b map[string]string) {
+	r.t.Helper()
+	if len(a) < 500 {
+		r.t.Errorf("only %d files", len(a))
+	}
+	for k, v := range a {
+		if b[k] != v {
+			r.t.Errorf("%s: %s, %s", k, v, b[k])
+		}
+	}
+	for k := range b {
+		if _, ok := a[k]; !ok {
+			r.t.Errorf("%s: only in the second", k)
+		}
+	}
+}
+
+// restoreBoth restores the newest backup with either program and compares.
+func (r *rig) restoreBoth() {
+	r.t.Helper()
+	ours, ourSpaces := r.dirFor("ours"), r.dirFor("ours-spaces")
+	theirs, theirSpaces := r.dirFor("theirs"), r.dirFor("theirs-spaces")
+	r.holdfast("restore", "--pg1-path="+ours, "--tablespace-map-all="+ourSpaces, "--type=none")
+	r.backrest("--pg1-path="+theirs, "--tablespace-map-all="+theirSpaces, "--type=none", "--log-level-console=warn", "restore")
+	r.sameTrees(r.tree(ours, ourSpaces), r.tree(theirs, theirSpaces))
+}
+
+// dirFor makes an empty directory for a restore.
+func (r *rig) dirFor(name string) string {
+	r.t.Helper()
+	dir := filepath.Join(r.dir, name)
+	r.run("mkdir", "-m", "700", "-p", dir)
+	return dir
+}
+
+func TestPgbackrestReadsOurs(t *testing.T) {
+	for _, compress := range []string{"none", "gz", "lz4", "zst"} {
+		t.Run(compress, func(t *testing.T) {
+			r := newRig(t, 15, compress)
+			r.holdfast("stanza-create", "--pg1-path="+r.c.DataDir())
+			r.ourArchive(compress)
+			r.fill()
+			stop := r.busy()
+			r.holdfast("backup", append(r.server(), "--start-fast", "--compress-type="+compress)...)
+			if n := stop(); n == 0 {
+				t.Error("the workload did nothing")
+			}
+			if out := r.backrest("info"); !strings.Contains(out, "status: ok") {
+				t.Errorf("pgbackrest info:\n%s", out)
+			}
+			theirs, ours := r.backrest("info", "--output=json"), r.holdfast("info", "--output=json")
+			if strings.TrimSpace(theirs) != strings.TrimSpace(ours) {
+				t.Errorf("info JSON\npgbackrest %s\nholdfast   %s", theirs, ours)
+			}
+			if out := r.backrest("--log-level-console=info", "verify"); strings.Contains(out, "ERROR") || strings.Contains(out, "WARN") {
+				t.Errorf("pgbackrest verify:\n%s", out)
+			}
+			r.backrest("check")
+			r.holdfast("verify")
+			r.restoreBoth()
+			r.startsWith(30000)
+		})
+	}
+}
+
+func TestWeReadPgbackrests(t *testing.T) {
+	for _, compress := range []string{"none", "gz", "lz4", "zst"} {
+		t.Run(compress, func(t *testing.T) {
+			r := newRig(t, 15, compress)
+			r.backrest("stanza-create")
+			r.archiveWith(fmt.Sprintf("pgbackrest --config=%s --stanza=%s archive-push %%p", r.conf, stanza))
+			r.fill()
+			stop := r.busy()
+			r.backrest("--type=full", "--log-level-console=error", "backup")
+			stop()
+			if theirs, ours := r.backrest("info", "--output=json"), r.holdfast("info", "--output=json"); strings.TrimSpace(theirs) != strings.TrimSpace(ours) {
+				t.Errorf("info JSON\npgbackrest %s\nholdfast   %s", theirs, ours)
+			}
+			if theirs, ours := r.backrest("info"), r.holdfast("info"); theirs != ours {
+				t.Errorf("info\npgbackrest\n%s\nholdfast\n%s", theirs, ours)
+			}
+			r.holdfast("verify")
+			r.restoreBoth()
+			r.startsWith(30000)
+		})
+	}
+}
+
+// startsWith recovers a fresh restore to the end of the archive and counts the rows of big.
+func (r *rig) startsWith(rows int64) {
+	r.t.Helper()
+	dir, spaces := r.dirFor("start"), r.dirFor("start-spaces")
+	r.holdfast("restore", "--pg1-path="+dir, "--tablespace-map-all="+spaces, "--type=immediate", "--target-action=promote", "--archive-mode=off")
+	conn := r.start(dir)
+	if n := queryInt(r.t, conn, "select count(*) from big"); n != rows {
+		r.t.Errorf("big has %d rows, not %d", n, rows)
+	}
+	if n := queryInt(r.t, conn, "select count(*) from side_t"); n != rows/10 {
+		r.t.Errorf("side_t has %d rows, not %d", n, rows/10)
+	}
+}
+
+// start starts a server on a restored directory, on a socket of its own, and waits until recovery has ended.
+func (r *rig) start(dir string) pg.ConnOptions {
+	r.t.Helper()
+	sock := r.dirFor("s-" + filepath.Base(dir))
+	opts := pg.ServerOptions{DataDir: dir, BinDir: r.c.BinDir(), LogFile: filepath.Join(r.dir, filepath.Base(dir)+".log"), Timeout: time.Minute,
+		Args: []string{"-k", sock, "-p", strconv.Itoa(r.c.Port())}}
+	ctx := r.t.Context()
+	if err := pg.Start(ctx, opts); err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() {
+		if err := pg.Stop(context.Background(), opts, "immediate"); err != nil {
+			r.t.Error(err)
+		}
+	})
+	conn := r.c.ConnOptions()
+	conn.Host = sock
+	for range 600 {
+		if recovered(ctx, conn) {
+			return conn
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	log, _ := os.ReadFile(opts.LogFile)
+	r.t.Fatalf("recovery did not end:\n%s", log)
+	return conn
+}
