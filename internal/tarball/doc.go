@@ -38,7 +38,7 @@
 // Capture.First writes everything while the application runs. Capture.Final, at the recovery point, walks again and writes
 // only what changed. A file counts as unchanged if size, mtime, ctime, device and inode are those of the first pass, and
 // the ctime was at least two seconds old when the first pass read it; a younger one is compared by content. In the final
-pass a file whose ctime is younger than the kernel's clock tick is read only after some milliseconds, so that a change
-while it is read must show.
+// pass a file whose ctime is younger than the kernel's clock tick is read only after some milliseconds, so that a change
+// while it is read must show.
 // A writer that changes a file through a shared memory mapping is seen only when the kernel updates the times (mmap(2)).
 package tarball
