@@ -25,6 +25,7 @@ type Options struct {
 	TempDir     string // staging
 	LockPath    string // file of the instance's lock
 	JournalPath string // file of the restore journal
+	LogDir      string // of this host; a restore keeps it when it lies inside a replaced tree
 	Catalog     *catalog.Store
 
 	AppVersion string // of the application, for names and sets: 10-0-0-147420

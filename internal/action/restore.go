@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -257,8 +258,36 @@ func (r *restoreRun) swapFiles(ctx context.Context) error {
 		if err := durable.Rename(r.dest[t.Name], dir); err != nil {
 			return fmt.Errorf("files: %w", err)
 		}
+		if err := r.keepLogs(r.j.Moves[len(r.j.Moves)-1], dir); err != nil {
+			return fmt.Errorf("files: %w", err)
+		}
 	}
 	return nil
+}
+
+// keepLogs copies the log directory of a replaced tree into the new one: logs are of this host, are in no backup, and tell
+// what happened until now.
+func (r *restoreRun) keepLogs(m move, dir string) error {
+	rel, err := filepath.Rel(dir, r.a.o.LogDir)
+	if m.Aside == "" || r.a.o.LogDir == "" || err != nil || !filepath.IsLocal(rel) {
+		return nil
+	}
+	from, to := filepath.Join(m.Aside, rel), filepath.Join(dir, rel)
+	if _, err := os.Stat(from); err != nil {
+		return nil // there is no log yet
+	}
+	if _, err := os.Stat(to); err == nil {
+		return nil // the set brought its own
+	}
+	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+		return fmt.Errorf("keep the logs: %w", err)
+	}
+	return filepath.WalkDir(to, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || r.a.o.Owner == nil || os.Geteuid() != 0 {
+			return err
+		}
+		return os.Lchown(path, r.a.o.Owner.UID, r.a.o.Owner.GID)
+	})
 }
 
 // loadBus keeps a safety copy of the topics that exist, replaces them, and compares.

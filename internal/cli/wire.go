@@ -83,7 +83,7 @@ func openApp(env *Env, root string, l *listener) (*wired, error) {
 	}
 	w := &wired{in: in, store: st, values: values}
 	o := action.Options{Root: in.Root(), DumpDir: in.Resolve(values.Path(conf.KeyDataDumpDir)), TempDir: in.Resolve(values.Path(conf.KeyDataTempDir)),
-		LockPath: filepath.Join(in.LockDir(), "instance.lock"), JournalPath: filepath.Join(in.LockDir(), "restore.json"),
+		LockPath: filepath.Join(in.LockDir(), "instance.lock"), JournalPath: filepath.Join(in.LockDir(), "restore.json"), LogDir: in.LogDir(),
 		Program: programVersion(), ExecID: env.ExecID, PGLockDir: pgLockDir, Owner: owner, Now: env.Now, Events: l.on,
 		ArchiveTimeout: values.Duration(conf.KeyArchiveTimeout), Params: params(in),
 		ImportParams: func(ctx context.Context, dir string) ([]string, error) { return importParams(ctx, st, dir) }}

@@ -70,3 +70,21 @@ func (w *World) Int(ctx context.Context, sql string) (int64, error) {
 	err = c.QueryRow(ctx, sql).Scan(&n)
 	return n, errors.Join(err, c.Close(ctx))
 }
+
+// EndOffset is the offset after a partition's last record.
+func (w *World) EndOffset(ctx context.Context, topic string, partition int32) (int64, error) {
+	cl, err := w.Kafka()
+	if err != nil {
+		return 0, err
+	}
+	defer cl.Close()
+	ends, err := kadm.NewClient(cl).ListEndOffsets(ctx, topic)
+	if err != nil {
+		return 0, err
+	}
+	o, ok := ends.Lookup(topic, partition)
+	if !ok {
+		return 0, fmt.Errorf("topic %s has no partition %d", topic, partition)
+	}
+	return o.Offset, o.Err
+}
