@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -46,6 +47,11 @@ func (w *World) SampleFiles() error {
 	}
 	_, err = sparse.WriteAt([]byte("far away"), 8<<20)
 	do(errors.Join(err, sparse.Truncate(16<<20), sparse.Close()))
+	if w.owner != nil { // the instance's user must be able to read its own files
+		do(filepath.WalkDir(w.Files, func(path string, _ fs.DirEntry, err error) error {
+			return errors.Join(err, os.Lchown(path, int(w.owner.Uid), int(w.owner.Gid)))
+		}))
+	}
 	return errors.Join(errs...)
 }
 
