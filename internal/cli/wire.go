@@ -84,7 +84,7 @@ func openApp(env *Env, root string, l *listener) (*wired, error) {
 	w := &wired{in: in, store: st, values: values}
 	o := action.Options{Root: in.Root(), DumpDir: in.Resolve(values.Path(conf.KeyDataDumpDir)), TempDir: in.Resolve(values.Path(conf.KeyDataTempDir)),
 		LockPath: filepath.Join(in.LockDir(), "instance.lock"), JournalPath: filepath.Join(in.LockDir(), "restore.json"), LogDir: in.LogDir(),
-		Program: programVersion(), ExecID: env.ExecID, PGLockDir: pgLockDir, Owner: owner, Now: env.Now, Events: l.on,
+		Program: programVersion(), ExecID: env.ExecID, PGLockDir: stanzaLocks(in), Owner: owner, Now: env.Now, Events: l.on,
 		ArchiveTimeout: values.Duration(conf.KeyArchiveTimeout), Params: params(in),
 		ImportParams: func(ctx context.Context, dir string) ([]string, error) { return importParams(ctx, st, dir) }}
 	if o.Host, err = os.Hostname(); err != nil {
@@ -99,6 +99,16 @@ func openApp(env *Env, root string, l *listener) (*wired, error) {
 	w.log = newRunLog(env, in.LogDir(), owner)
 	l.logs = w.log.line
 	return w, nil
+}
+
+// stanzaLocks is where the locks of an instance's stanzas are: on an ordinary host where pgbackrest has its own, so that
+// both never work on one stanza at once; below a root of its own, beside the instance's lock, since two instances on one
+// host may well have stanzas of one name.
+func stanzaLocks(in *instance.Instance) string {
+	if in.Root() == "/" {
+		return pgLockDir
+	}
+	return in.LockDir()
 }
 
 // wireVersion: the application's version, in the form of file names.

@@ -264,6 +264,7 @@ func TestPgbackrestReadsOurs(t *testing.T) {
 			if n := stop(); n == 0 {
 				t.Error("the workload did nothing")
 			}
+			r.holdfast("check", r.server()...) // from here on no WAL is on its way
 			if out := r.backrest("info"); !strings.Contains(out, "status: ok") {
 				t.Errorf("pgbackrest info:\n%s", out)
 			}
@@ -292,6 +293,7 @@ func TestWeReadPgbackrests(t *testing.T) {
 			stop := r.busy()
 			r.backrest("--type=full", "--log-level-console=error", "backup")
 			stop()
+			r.holdfast("check", r.server()...) // from here on no WAL is on its way
 			if theirs, ours := r.backrest("info", "--output=json"), r.holdfast("info", "--output=json"); strings.TrimSpace(theirs) != strings.TrimSpace(ours) {
 				t.Errorf("info JSON\npgbackrest %s\nholdfast   %s", theirs, ours)
 			}

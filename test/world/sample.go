@@ -94,3 +94,14 @@ func (w *World) EndOffset(ctx context.Context, topic string, partition int32) (i
 	}
 	return o.Offset, o.Err
 }
+
+// Text returns the one value that sql selects, as text.
+func (w *World) Text(ctx context.Context, sql string) (string, error) {
+	c, err := w.DB(ctx)
+	if err != nil {
+		return "", err
+	}
+	var v string
+	err = c.QueryRow(ctx, sql).Scan(&v)
+	return v, errors.Join(err, c.Close(ctx))
+}
