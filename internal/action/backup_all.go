@@ -430,6 +430,9 @@ func (r *run) dumpBus(ctx context.Context) (*outFile, error) {
 	if sum.Lost() > 0 {
 		r.set.Warnings = append(r.set.Warnings, fmt.Sprintf("event bus: %d offsets were removed by the broker's retention before they could be read", sum.Lost()))
 	}
+	if sum.Undecided() > 0 {
+		r.set.Warnings = append(r.set.Warnings, fmt.Sprintf("event bus: an open transaction held %d offsets back; they are not in the backup", sum.Undecided()))
+	}
 	size, sha := w.Sums()
 	r.set.Pieces = append(r.set.Pieces, catalog.Piece{Kind: catalog.EventBus, Path: out.final, Size: size, SHA256: sha})
 	return out, nil
