@@ -114,9 +114,11 @@ func (a *App) giveBack(ctx context.Context, j *journal) error {
 		if err := j.Moves[i].undo(); err != nil {
 			return fmt.Errorf("give back %s: %w", j.Moves[i].From, err)
 		}
-	}
-	if err := a.giveBackBus(ctx, j); err != nil {
-		return fmt.Errorf("give back the event bus: %w", err)
+		// What is back is the operator's again: a repeated call must not undo it once more.
+		j.Moves = j.Moves[:i]
+		if err := a.writeJournal(j); err != nil {
+			return fmt.Errorf("give back: %w", err)
+		}
 	}
 	for _, stanza := range j.Starts {
 		c := a.cluster(stanza)
@@ -130,6 +132,10 @@ func (a *App) giveBack(ctx context.Context, j *journal) error {
 				return fmt.Errorf("the replaced data of cluster %s is back, but its server does not start: %w", stanza, err)
 			}
 		}
+	}
+	// Last: a bus that is away must not keep PostgreSQL down.
+	if err := a.giveBackBus(ctx, j); err != nil {
+		return fmt.Errorf("data and files are back, the event bus is not: %w", err)
 	}
 	return a.removeJournal()
 }

@@ -272,7 +272,7 @@ func TestPgbackrestReadsOurs(t *testing.T) {
 			if strings.TrimSpace(theirs) != strings.TrimSpace(ours) {
 				t.Errorf("info JSON\npgbackrest %s\nholdfast   %s", theirs, ours)
 			}
-			if out := r.backrest("--log-level-console=info", "verify"); strings.Contains(out, "ERROR") || strings.Contains(out, "WARN") {
+			if out := r.backrest("--log-level-console=info", "verify"); strings.Contains(out, "ERROR") || strings.Contains(out, "WARN") || strings.Contains(out, "invalid") || strings.Contains(out, "missing") {
 				t.Errorf("pgbackrest verify:\n%s", out)
 			}
 			r.backrest("check")
