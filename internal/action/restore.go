@@ -170,6 +170,15 @@ func (r *restoreRun) unpack(ctx context.Context) error {
 	if sha != r.appSums.sha256 {
 		return fmt.Errorf("%s changed since the plan was made", r.o.RestoreFile)
 	}
+	if r.o.EBRestoreFile != "" {
+		now, err := inspect(ctx, r.o.EBRestoreFile)
+		if err != nil {
+			return err
+		}
+		if now.sha256 != r.busSums.sha256 {
+			return fmt.Errorf("%s changed since the plan was made", r.o.EBRestoreFile)
+		}
+	}
 	r.a.step("restore", "verify-files", "")
 	index, err := os.Open(r.index)
 	if err != nil {
@@ -239,7 +248,7 @@ func writeStream(path string, r io.Reader) error {
 
 // swapFiles renames the trees into place.
 func (r *restoreRun) swapFiles(ctx context.Context) error {
-	r.a.step("restore", "files", "")
+	r.a.step("restore", "swap-files", "")
 	if r.Set.Recovery.Files == nil {
 		return nil
 	}

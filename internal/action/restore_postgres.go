@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -119,6 +120,9 @@ func (r *restoreRun) restoreCluster(ctx context.Context, c Cluster, point catalo
 	if err != nil {
 		return err
 	}
+	if err := r.a.checkTablespaces(c, plan.TablespaceDirs()); err != nil {
+		return err
+	}
 	r.a.step("restore", "stop-server", point.Stanza)
 	if err := r.stopServer(ctx, &c); err != nil {
 		return err
@@ -148,6 +152,35 @@ func (r *restoreRun) restoreCluster(ctx context.Context, c Cluster, point catalo
 		return err
 	}
 	return r.checkCluster(ctx, c, point, st)
+}
+
+// checkTablespaces refuses tablespace directories that hold something and are not known to be this cluster's: not linked
+// from its pg_tblspc and not below the instance's root. They may be the live ones of another cluster on this host.
+func (a *App) checkTablespaces(c Cluster, dirs []string) error {
+	for _, dir := range dirs {
+		entries, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if a.o.Root != "/" && strings.HasPrefix(dir, strings.TrimSuffix(a.o.Root, "/")+"/") {
+			continue
+		}
+		links, err := filepath.Glob(globEscape(filepath.Join(c.DataDir, "pg_tblspc")) + "/*")
+		if err != nil {
+			return err
+		}
+		own := slices.ContainsFunc(links, func(l string) bool {
+			dest, err := os.Readlink(l)
+			return err == nil && filepath.Clean(dest) == filepath.Dir(dir)
+		})
+		if !own {
+			return fmt.Errorf("tablespace directory %s holds files and does not belong to %s: it may be another cluster's; move it away if it is not used; nothing was changed in it", dir, c.DataDir)
+		}
+	}
+	return nil
 }
 
 func (r *restoreRun) stopServer(ctx context.Context, c *Cluster) error {
