@@ -17,7 +17,7 @@ import (
 
 // BackupOptions chooses what a backup is made of and how it is stored.
 type BackupOptions struct {
-	Type           repo.BackupType // only Full so far
+	Type           repo.BackupType // empty: Full. Diff and Incr become Full, with a warning, when there is nothing to build on
 	Conn           pg.ConnOptions
 	DataDir        string
 	Fast           bool // ask for an immediate checkpoint instead of waiting for the next one
@@ -26,10 +26,36 @@ type BackupOptions struct {
 	ProcessMax     int   // workers that copy files; at least 1
 	ChecksumPage   *bool // nil: as the cluster has data checksums
 	ArchiveCheck   bool  // wait for the WAL that the backup needs
+	ArchiveCopy    bool  // store that WAL in the backup too; needs ArchiveCheck
 	ArchiveTimeout time.Duration
 	Exclude        []string // paths relative to the data directory; a trailing slash leaves out contents only
 	Annotations    map[string]string
+
+	Delta         bool  // diff, incr, resume: tell unchanged files by their checksums, not by size and time stamp
+	Bundle        bool  // store small files together
+	BundleSize    int64 // bytes of original files in one bundle; 0: 20 MiB
+	BundleLimit   int64 // largest file that is bundled, bytes; 0: 2 MiB
+	Block         bool  // block incremental: store the blocks that changed instead of whole files
+	Hardlink      bool  // link unchanged files into a diff or incr; only on a file system, not with Bundle
+	Resume        bool  // a full backup takes over what an interrupted one left
+	SaveThreshold int64 // bytes copied between two saves of the unfinished manifest; 0: 1 GiB
+
+	Offline bool // the server is stopped: no session, no WAL
+	Force   bool // Offline although there is a postmaster.pid
+
+	Standby        StandbyMode    // where most files are read
+	StandbyConn    pg.ConnOptions // the standby's session
+	StandbyDataDir string         // the standby's data directory, on this host
 }
+
+// StandbyMode says whether a backup reads the bulk of the files from a standby.
+type StandbyMode string
+
+const (
+	StandbyNo     StandbyMode = ""       // everything from the primary
+	StandbyYes    StandbyMode = "y"      // from the standby, or the backup fails
+	StandbyPrefer StandbyMode = "prefer" // from the standby if it answers, else from the primary
+)
 
 // BackupPlan is what a backup would do, computed without any change to cluster or repository.
 type BackupPlan struct {

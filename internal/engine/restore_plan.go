@@ -52,6 +52,12 @@ type RestoreOptions struct {
 	LinkAll          bool
 	LinkMap          map[string]string // path below the data directory → destination
 
+	Delta bool // keep what is in DataDir where it matches, remove what does not belong
+	Force bool // overwrite what is in DataDir; with Delta: trust size and time stamp instead of checksums
+
+	DBInclude []string // names or oids: all other user databases become empty shells to be dropped
+	DBExclude []string // names or oids: these databases become empty shells
+
 	ProcessMax int
 	Owners     bool // apply the manifest's owners (root)
 	DefaultUID int  // owner of everything when Owners is set and a name is unknown here

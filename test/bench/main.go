@@ -7,6 +7,7 @@
 //	full backup, and the restore of that backup to an empty directory   for each compression type
 //	archive-push and archive-get of real, full segments                  one invocation each, as PostgreSQL does it
 //	cold start: version, and archive-get of a segment that is not there
+//	backup_all of an instance around the cluster                         memory and cores in use; no rival has it
 //	floor: cp -a of the cluster and sync
 //
 // Backup and restore are also measured with pgbackrest's bundles of small files, its quicker mode, which Holdfast does not
@@ -49,7 +50,6 @@ type settings struct {
 	types      []string // "zst-1", "none", …
 	warm       bool     // leave caches alone
 	json       string   // file for the raw samples
-	instance   string   // root of an instance for backup_all, empty: left out
 }
 
 func main() {
@@ -88,7 +88,6 @@ func parse(args []string, scale string, stderr io.Writer) (*settings, error) {
 	f.StringVar(&types, "types", "zst-1,zst-3,lz4-1,none", "compression `list`, type-level; gz-6 takes long")
 	f.BoolVar(&s.warm, "warm", false, "do not drop the caches before each run")
 	f.StringVar(&s.json, "json", "", "write every sample to this `file`")
-	f.StringVar(&s.instance, "instance", "", "also measure backup_all of the instance with this `root`")
 	f.BoolVar(&quick, "quick", false, "scale 20, one round, zst-1 only, 16 segments, unless given")
 	if err := f.Parse(args); err != nil {
 		return nil, err
@@ -133,10 +132,7 @@ func run(ctx context.Context, args []string, scale string, stdout, stderr io.Wri
 	}
 	steps = append(steps,
 		func(ctx context.Context) error { return w.measureArchive(ctx, s.types[0]) },
-		w.measureStart)
-	if s.instance != "" {
-		steps = append(steps, w.measureInstance)
-	}
+		w.measureStart, w.measureInstance)
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return err

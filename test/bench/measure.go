@@ -356,17 +356,41 @@ func (w *world) measureStart(ctx context.Context) error {
 	return nil
 }
 
-// measureInstance runs backup_all of an instance that somebody else has set up: memory and CPU of the whole.
+// measureInstance makes an instance around the cluster and runs backup_all with PostgreSQL inside the tarball and apart.
+// There is no rival to compare with: the report shows memory and how many cores were busy.
 func (w *world) measureInstance(ctx context.Context) error {
-	for round := range w.set.rounds {
-		if err := w.cold(); err != nil {
+	holdfast := func(words ...string) []string { return append([]string{w.ours.argv[0], "--root", w.dir}, words...) }
+	disks := []string{filepath.Join(w.dir, "disk1"), filepath.Join(w.dir, "disk2")}
+	for _, d := range disks {
+		if err := w.fresh(d); err != nil {
 			return err
 		}
-		s, err := w.exec(ctx, []string{w.ours.argv[0], "--root", w.set.instance, "backup_all"})
-		if err != nil {
+	}
+	cluster := fmt.Sprintf("bench:data=/data,host=/,port=%s,user=%s", w.port, w.owner.Username)
+	for _, argv := range [][]string{
+		holdfast("init", disks[0], disks[1]),
+		holdfast("conf", "pgsql.clusters", "-s", cluster, "eventbus.enabled", "-s", "False"),
+	} {
+		if _, err := w.exec(ctx, argv); err != nil {
 			return err
 		}
-		w.record("backup_all", w.ours.name, round, s)
+	}
+	for _, mode := range []struct{ what, inside string }{{"backup_all, inside", "True"}, {"backup_all, apart", "False"}} {
+		for _, argv := range [][]string{holdfast("conf", "alation.backup_v2.pgbackup_compression", "-s", mode.inside), holdfast("enable_backupv2")} {
+			if _, err := w.exec(ctx, argv); err != nil {
+				return err
+			}
+		}
+		for round := range w.set.rounds {
+			if err := w.cold(); err != nil {
+				return err
+			}
+			s, err := w.exec(ctx, holdfast("backup_all"), 3)
+			if err != nil {
+				return err
+			}
+			w.record(mode.what, w.ours.name, round, s)
+		}
 	}
 	return nil
 }

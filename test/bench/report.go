@@ -24,8 +24,8 @@ func (w *world) report(out io.Writer) error {
 		version(w.ours.argv[0]), version(w.theirs.argv[0]), runtime.NumCPU(), w.files, w.bytes>>20, w.set.processes, caches, w.set.rounds)
 	fmt.Fprintln(b, "CPU is user and system of the process tree, memory the largest process; ratios are holdfast's to the tool of the row, below 1 is better.")
 	fmt.Fprintln(b)
-	fmt.Fprintln(b, "| what | tool | wall s (min–max) | CPU s | memory MiB | stored MiB | wall ratio | CPU ratio | memory ratio |")
-	fmt.Fprintln(b, "|---|---|---|---|---|---|---|---|---|")
+	fmt.Fprintln(b, "| what | tool | wall s (min–max) | CPU s | cores | memory MiB | stored MiB | wall ratio | CPU ratio | memory ratio |")
+	fmt.Fprintln(b, "|---|---|---|---|---|---|---|---|---|---|")
 	for _, what := range w.measured() {
 		ours := w.median(what, w.ours.name)
 		for _, name := range []string{"floor", w.ours.name, w.theirs.name, w.bundled.name} {
@@ -42,8 +42,8 @@ func (w *world) report(out io.Writer) error {
 			if m.Stored > 0 {
 				stored = fmt.Sprint(m.Stored >> 20)
 			}
-			fmt.Fprintf(b, "| %s | %s | %.2f (%.2f–%.2f) | %.2f | %d | %s | %s |\n", what, m.Tool,
-				m.Wall.Seconds(), m.least.Seconds(), m.most.Seconds(), m.CPU.Seconds(), m.Memory>>20, stored, ratios)
+			fmt.Fprintf(b, "| %s | %s | %.2f (%.2f–%.2f) | %.2f | %.1f | %d | %s | %s |\n", what, m.Tool,
+				m.Wall.Seconds(), m.least.Seconds(), m.most.Seconds(), m.CPU.Seconds(), m.CPU.Seconds()/m.Wall.Seconds(), m.Memory>>20, stored, ratios)
 		}
 	}
 	return b.Flush()
