@@ -72,8 +72,13 @@ type Cluster struct {
 // FilesOptions is the files component.
 type FilesOptions struct {
 	Trees    []catalog.Tree // Path below the root
+	Absent   []string       // below the root: configured, but not there (yet); a restore may put a tree there too
 	Exclude  []string
 	SkipDirs []string // absolute; never entered
+
+	// Owners by the names that the instance knows; nil: those of the host.
+	UserName, GroupName func(id uint32) string
+	UserID, GroupID     func(name string) (id uint32, ok bool)
 }
 
 // ParamFile is one small file that goes into the tarball under params/.

@@ -35,9 +35,9 @@ type BackupPlan struct {
 	EventBus    bool                 `json:"eventbus"`
 	DumpDir     string               `json:"dump_dir"`
 	Repository  string               `json:"repository"`
-	FreeBytes   uint64               `json:"free_bytes"` // on the dump directory's file system
-	Unfinished  []string             `json:"unfinished,omitempty"`
-	WhatIsWrong []string             `json:"wrong,omitempty"` // every reason why a run would fail, at once
+	FreeBytes   uint64               `json:"free_bytes"`           // on the dump directory's file system
+	Unfinished  []string             `json:"unfinished,omitempty"` // what the run settles first
+	WhatIsWrong []string             `json:"wrong,omitempty"`      // every reason why a run would fail, at once
 }
 
 // PlanBackupAll looks at every component without changing anything and lists all that is wrong at once.
@@ -74,8 +74,12 @@ func (a *App) PlanBackupAll(ctx context.Context) (*BackupPlan, error) {
 			b.Close()
 		}
 	}
-	if _, err := os.Stat(a.o.JournalPath); err == nil {
-		wrong(fmt.Errorf("a restore was interrupted and has not been given back: run alation_action destructive_restore_all again, or: holdfast restore --give-back"))
+	if j, err := a.readJournal(); err != nil {
+		wrong(err)
+	} else if j != nil && j.State == journalCommitted {
+		p.Unfinished = append(p.Unfinished, fmt.Sprintf("the restore of set %s has ended well; what it replaced is removed first", j.Set))
+	} else if j != nil {
+		wrong(errInterrupted)
 	}
 	p.FreeBytes, err = freeBytes(a.o.DumpDir)
 	wrong(err)
@@ -128,8 +132,8 @@ func (a *App) BackupAll(ctx context.Context) (*catalog.Set, error) {
 
 func (a *App) backupAll(ctx context.Context) (*catalog.Set, error) {
 	a.step("backup_all", "prepare", "")
-	if _, err := os.Stat(a.o.JournalPath); err == nil {
-		return nil, errors.New("a restore was interrupted and has not been given back: run alation_action destructive_restore_all again, or: holdfast restore --give-back")
+	if err := a.refuseInterrupted(ctx); err != nil {
+		return nil, err
 	}
 	if err := durable.MkdirAllOwned(a.o.DumpDir, 0o750, a.o.Owner); err != nil {
 		return nil, fmt.Errorf("dump directory: %w", err)
@@ -213,6 +217,9 @@ func (r *run) cleanup() error {
 		r.bus.Close()
 	}
 	errs := []error{}
+	if r.capture != nil {
+		errs = append(errs, r.capture.Close())
+	}
 	if r.appTar != nil && r.set.State == catalog.Running {
 		_ = r.appTar.Close() // ends its goroutines; the file is given up anyway
 	}
@@ -274,7 +281,8 @@ func (r *run) filesFirst(ctx context.Context) error {
 	for _, t := range r.o.Files.Trees {
 		trees = append(trees, tarball.Tree{Name: t.Name, Path: filepath.Join(r.o.Root, t.Path)})
 	}
-	r.capture, err = tarball.NewCapture(tarball.CaptureOptions{Root: r.o.Root, Trees: trees, Exclude: r.o.Files.Exclude, SkipDirs: r.skipDirs(), SpoolDir: r.staging})
+	r.capture, err = tarball.NewCapture(tarball.CaptureOptions{Root: r.o.Root, Trees: trees, Exclude: r.o.Files.Exclude, SkipDirs: r.skipDirs(), SpoolDir: r.staging,
+		UserName: r.o.Files.UserName, GroupName: r.o.Files.GroupName})
 	if err != nil {
 		return fmt.Errorf("files: %w", err)
 	}

@@ -8,9 +8,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"holdfast/internal/durable"
-	"holdfast/internal/eventbus"
 	"holdfast/internal/pg"
 )
 
@@ -20,20 +20,25 @@ type journal struct {
 	Set    string      `json:"set"`
 	State  string      `json:"state"`
 	Moves  []move      `json:"moves"`
-	Starts []string    `json:"starts"` // stanzas whose server ran before and is started again when all is given back
-	Bus    *busJournal `json:"bus,omitempty"`
+	Starts []string    `json:"starts"`           // stanzas whose server ran before and is started again when all is given back
+	Ran    []string    `json:"ran,omitempty"`    // stanzas whose server the restore itself started
+	Bus    *busJournal `json:"bus,omitempty"`    // nil: the bus has not been touched
+	Params string      `json:"params,omitempty"` // committed: directory of the set's parameters, still to be taken over
+	Keep   bool        `json:"keep,omitempty"`   // committed: what was moved aside stays
 }
 
-// move is one directory that was renamed aside. New says that something of the restore may stand at From.
+// move is one directory that was renamed aside, or that was not there.
 type move struct {
 	From  string `json:"from"`
-	Aside string `json:"aside"` // empty: nothing was there; giving back removes From
+	Aside string `json:"aside"`          // empty: nothing was there
+	Tree  bool   `json:"tree,omitempty"` // of the files component
 }
 
-// busJournal says that the topics of the set are being replaced; Dump (may be empty) holds what they were.
+// busJournal says that the topics of the set are being replaced; Dump (empty when none existed) holds what they were.
 type busJournal struct {
-	Dump   string   `json:"dump"`
-	Topics []string `json:"topics"`
+	Dump    string   `json:"dump"`
+	Topics  []string `json:"topics"`  // that existed
+	Creates []string `json:"creates"` // that did not
 }
 
 const (
@@ -74,11 +79,17 @@ func (a *App) removeJournal() error {
 // asideMark is in the name of everything that a restore moved aside.
 const asideMark = ".holdfast-replaced-"
 
-// moveAside renames dir out of the way, or notes that nothing was there. The journal knows before it happens.
-func (a *App) moveAside(j *journal, dir string) error {
-	m := move{From: dir}
+// undoneMark is in the name of what stood in the place of something given back, when it may not be the restore's any more.
+const undoneMark = ".holdfast-undone-"
+
+// moveAside renames m.From out of the way, or notes that nothing was there. The journal knows before it happens.
+func (a *App) moveAside(j *journal, m move) error {
+	dir := m.From
 	if _, err := os.Lstat(dir); err == nil {
 		m.Aside = dir + asideMark + j.Run
+		if exists(m.Aside) { // giving back would take it for the old one
+			return fmt.Errorf("move %s aside: %s is there already; move it away", dir, m.Aside)
+		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -95,23 +106,16 @@ func (a *App) moveAside(j *journal, dir string) error {
 	return nil
 }
 
-// giveBack undoes what the journal lists, newest first, and starts the servers that ran before. It can be repeated.
-func (a *App) giveBack(ctx context.Context, j *journal) error {
+// giveBack undoes what the journal lists, newest first, and starts the servers that ran before. It can be repeated. own says
+// that this very process put in place what is undone, so that it may be removed; otherwise time has passed, and what stands
+// there may have become somebody's: it is renamed.
+func (a *App) giveBack(ctx context.Context, j *journal, own bool) error {
 	a.step("restore", "give-back", j.Run)
-	var errs []error
-	for i := range a.o.Clusters {
-		c := &a.o.Clusters[i]
-		if _, running, err := pg.Running(c.DataDir); err != nil {
-			errs = append(errs, err)
-		} else if running && j.moved(c.DataDir) {
-			errs = append(errs, pg.Stop(ctx, c.server(nil), "immediate"))
-		}
-	}
-	if err := errors.Join(errs...); err != nil {
+	if err := a.stopForGiveBack(ctx, j); err != nil {
 		return fmt.Errorf("give back: %w", err)
 	}
 	for i := len(j.Moves) - 1; i >= 0; i-- {
-		if err := j.Moves[i].undo(); err != nil {
+		if err := a.undo(j, j.Moves[i], own); err != nil {
 			return fmt.Errorf("give back %s: %w", j.Moves[i].From, err)
 		}
 		// What is back is the operator's again: a repeated call must not undo it once more.
@@ -123,6 +127,7 @@ func (a *App) giveBack(ctx context.Context, j *journal) error {
 	for _, stanza := range j.Starts {
 		c := a.cluster(stanza)
 		if c == nil {
+			a.warn("cluster %s ran before the restore and is not among pgsql.clusters any more: start it yourself", stanza)
 			continue
 		}
 		if _, running, err := pg.Running(c.DataDir); err != nil {
@@ -140,49 +145,94 @@ func (a *App) giveBack(ctx context.Context, j *journal) error {
 	return a.removeJournal()
 }
 
-func (j *journal) moved(dir string) bool {
-	for _, m := range j.Moves {
-		if m.From == dir {
-			return true
+// stopForGiveBack stops the servers whose data directory is about to be undone. One that somebody has started since will run
+// afterwards too, on what is given back; where there is nothing to give back, its data would be taken from it: refused.
+func (a *App) stopForGiveBack(ctx context.Context, j *journal) error {
+	var errs []error
+	for i := range a.o.Clusters {
+		c := &a.o.Clusters[i]
+		m := j.moveOf(c.DataDir)
+		if m == nil || m.Aside != "" && !exists(m.Aside) {
+			continue // not touched: whoever runs on it goes on
+		}
+		_, running, err := pg.Running(c.DataDir)
+		if err != nil || !running {
+			errs = append(errs, err)
+			continue
+		}
+		mode := "immediate"
+		if !slices.Contains(j.Ran, c.Stanza) {
+			if m.Aside == "" {
+				errs = append(errs, fmt.Errorf("cluster %s: somebody has started the server on what the interrupted restore put in %s, and nothing was there before: to undo the restore, stop it first: pg_ctl stop -D %s", c.Stanza, c.DataDir, c.DataDir))
+				continue
+			}
+			a.warn("cluster %s: somebody has started its server since the restore was interrupted; it is started again on what is given back", c.Stanza)
+			mode = "fast"
+			if !slices.Contains(j.Starts, c.Stanza) {
+				j.Starts = append(j.Starts, c.Stanza)
+				errs = append(errs, a.writeJournal(j))
+			}
+		}
+		errs = append(errs, pg.Stop(ctx, c.server(nil), mode))
+	}
+	return errors.Join(errs...)
+}
+
+func (j *journal) moveOf(dir string) *move {
+	for i := range j.Moves {
+		if j.Moves[i].From == dir {
+			return &j.Moves[i]
 		}
 	}
-	return false
+	return nil
 }
 
-// undo puts one directory back. What stands at From is the restore's own as soon as Aside exists (or nothing was there).
-func (m move) undo() error {
-	if m.Aside == "" {
-		return os.RemoveAll(m.From)
+// exists says whether something is there; what can't be looked at is.
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// undo puts one directory back. What stands at From is the restore's, or was.
+func (a *App) undo(j *journal, m move, own bool) error {
+	if m.Tree { // half filled, and never named anything else
+		if err := os.RemoveAll(m.From + newMark + j.Run); err != nil {
+			return err
+		}
 	}
-	if _, err := os.Lstat(m.Aside); errors.Is(err, fs.ErrNotExist) {
+	if m.Aside != "" && !exists(m.Aside) {
 		return nil // given back before, or never moved
-	} else if err != nil {
-		return err
 	}
-	if err := os.RemoveAll(m.From); err != nil {
-		return err
+	kept, err := clearPlace(j, m.From, own)
+	if err == nil && m.Aside != "" {
+		err = durable.Rename(m.Aside, m.From)
 	}
-	return durable.Rename(m.Aside, m.From)
+	if kept != "" { // said last: a listener may write a log below the place that has just been cleared
+		a.warn("what the interrupted restore had put in %s, with everything that was done to it since, is kept as %s; remove it when you do not need it", m.From, kept)
+	}
+	return err
 }
 
-// giveBackBus loads what the topics held before the restore replaced them.
-func (a *App) giveBackBus(ctx context.Context, j *journal) error {
-	if j.Bus == nil || a.o.Bus == nil {
-		return nil
+// clearPlace removes dir if it is ours, and otherwise renames it and returns the new name.
+func clearPlace(j *journal, dir string, own bool) (kept string, err error) {
+	info, err := os.Lstat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
 	}
-	o := *a.o.Bus
-	o.Topics = nil
-	b, err := eventbus.Open(ctx, o)
 	if err != nil {
-		return err
+		return "", err
 	}
-	defer b.Close()
-	src, err := newDirSource(j.Bus.Dump)
-	if err != nil {
-		return err
+	if own {
+		return "", os.RemoveAll(dir)
 	}
-	_, err = b.Load(ctx, src, eventbus.LoadOptions{Replace: true})
-	return err
+	if info.IsDir() && os.Remove(dir) == nil {
+		return "", nil // it was empty
+	}
+	to := dir + undoneMark + j.Run
+	for n := 2; exists(to); n++ {
+		to = fmt.Sprintf("%s%s%s-%d", dir, undoneMark, j.Run, n)
+	}
+	return to, durable.Rename(dir, to)
 }
 
 // GiveBack undoes an interrupted restore. done is false when there is none.
@@ -192,6 +242,11 @@ func (a *App) GiveBack(ctx context.Context) (done bool, err error) {
 		return false, err
 	}
 	done, err = a.settleJournal(ctx)
+	if err == nil && done {
+		if cerr := a.clearStaging(); cerr != nil { // of the copy of the event bus; what was replaced is back
+			a.warn("%v", cerr)
+		}
+	}
 	return done, errors.Join(err, unlock())
 }
 
@@ -202,19 +257,56 @@ func (a *App) settleJournal(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	if j.State == journalCommitted {
-		return false, a.dropReplaced(j)
+		a.warn("the restore of set %s had ended well; what it left to do is done now", j.Set)
+		_, err := a.finish(ctx, j)
+		return false, err
 	}
-	return true, a.giveBack(ctx, j)
+	return true, a.giveBack(ctx, j, false)
 }
 
-// dropReplaced removes what was moved aside, then the journal.
-func (a *App) dropReplaced(j *journal) error {
+// refuseInterrupted finishes a restore that has passed its checks; one that has not stands in the way of a backup.
+func (a *App) refuseInterrupted(ctx context.Context) error {
+	j, err := a.readJournal()
+	if err != nil || j == nil {
+		return err
+	}
+	if j.State != journalCommitted {
+		return errInterrupted
+	}
+	_, err = a.settleJournal(ctx)
+	return err
+}
+
+var errInterrupted = errors.New("a restore was interrupted and has not been given back: run alation_action destructive_restore_all again, or: holdfast restore --give-back")
+
+// finish does what is left of a committed restore: excluded files come over from the old trees, the set's parameters are
+// taken over (their names are returned), what was replaced goes, then the journal. It can be repeated.
+func (a *App) finish(ctx context.Context, j *journal) ([]string, error) {
+	a.step("restore", "drop-replaced", j.Set)
 	for _, m := range j.Moves {
-		if m.Aside != "" {
-			if err := os.RemoveAll(m.Aside); err != nil {
-				return fmt.Errorf("remove what was replaced: %w", err)
+		if m.Tree && m.Aside != "" && exists(m.Aside) {
+			if err := a.carryOver(m); err != nil {
+				return nil, fmt.Errorf("files that files.exclude names, from %s: %w", m.Aside, err)
 			}
 		}
 	}
-	return a.removeJournal()
+	var names []string
+	if j.Params != "" && a.o.ImportParams != nil {
+		var err error
+		if names, err = a.o.ImportParams(ctx, j.Params); err != nil {
+			a.warn("the parameters of the set were not taken over: %v; set them with alation_conf", err)
+		}
+		j.Params = ""
+		if err := a.writeJournal(j); err != nil {
+			return names, err
+		}
+	}
+	for _, m := range j.Moves {
+		if m.Aside != "" && !j.Keep {
+			if err := os.RemoveAll(m.Aside); err != nil {
+				return names, fmt.Errorf("remove what was replaced: %w", err)
+			}
+		}
+	}
+	return names, a.removeJournal()
 }

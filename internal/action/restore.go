@@ -12,7 +12,6 @@ import (
 
 	"holdfast/internal/catalog"
 	"holdfast/internal/durable"
-	"holdfast/internal/eventbus"
 	"holdfast/internal/tarball"
 )
 
@@ -77,11 +76,13 @@ func (p *RestorePlan) Run(ctx context.Context) (*RestoreResult, error) {
 	}
 	if err != nil && r.started {
 		// The cancelled context must not keep the operator's data aside.
-		if gerr := p.a.giveBack(context.WithoutCancel(ctx), r.j); gerr != nil {
-			err = errors.Join(err, fmt.Errorf("what was replaced could not be given back: %w; it stands in the directories named *%s%s; mend the cause and run: holdfast restore --give-back", gerr, asideMark, r.j.Run))
+		if gerr := p.a.giveBack(context.WithoutCancel(ctx), r.j, true); gerr != nil {
+			err = errors.Join(err, fmt.Errorf("what was replaced could not all be given back: %w; the rest is kept, directories as *%s%s and topics in %s; mend the cause and run: holdfast restore --give-back", gerr, asideMark, r.j.Run, r.staging))
 		} else {
 			err = fmt.Errorf("%w; what was there before has been given back", err)
 		}
+	} else if err != nil && r.j != nil && r.j.State == journalMoving {
+		err = fmt.Errorf("%w; nothing was changed", err)
 	}
 	err = errors.Join(err, r.cleanup(), unlock())
 	if err != nil {
@@ -119,9 +120,6 @@ func (r *restoreRun) run(ctx context.Context) error {
 	if err := r.loadBus(ctx); err != nil {
 		return err
 	}
-	if err := r.importParams(ctx); err != nil {
-		return err
-	}
 	return r.commit(ctx)
 }
 
@@ -132,10 +130,12 @@ func (r *restoreRun) unpack(ctx context.Context) error {
 	if err := r.prepareTrees(); err != nil {
 		return err
 	}
-	ex, err := tarball.NewExtractor(tarball.ExtractOptions{Dest: r.dest, Owners: os.Geteuid() == 0})
+	ex, err := tarball.NewExtractor(tarball.ExtractOptions{Dest: r.dest, Owners: os.Geteuid() == 0, UserID: r.a.o.Files.UserID, GroupID: r.a.o.Files.GroupID,
+		MaxBytes: max(1, r.appSums.totals["files"].Bytes)})
 	if err != nil {
 		return err
 	}
+	defer ex.Close() // directories open for reading: nothing to lose
 	r.index = filepath.Join(r.staging, tarball.IndexName)
 	r.params = filepath.Join(r.staging, "params")
 	if err := os.Mkdir(r.params, 0o700); err != nil {
@@ -171,7 +171,7 @@ func (r *restoreRun) unpack(ctx context.Context) error {
 		return fmt.Errorf("%s changed since the plan was made", r.o.RestoreFile)
 	}
 	if r.o.EBRestoreFile != "" {
-		now, err := inspect(ctx, r.o.EBRestoreFile)
+		now, err := inspect(ctx, r.o.EBRestoreFile, nil)
 		if err != nil {
 			return err
 		}
@@ -192,7 +192,26 @@ func (r *restoreRun) unpack(ctx context.Context) error {
 	if want := r.Set.Recovery.Files; want != nil && got.Files != want.Files {
 		return fmt.Errorf("files: the tarball gives %d files, the set says %d", got.Files, want.Files)
 	}
+	if want := r.Set.Recovery.Files; want != nil && got.IndexSHA256 != want.IndexSHA256 {
+		return fmt.Errorf("files: the tarball's index has the SHA-256 %s, the set says %s", got.IndexSHA256, want.IndexSHA256)
+	}
 	r.res.Files = got.Files
+	return r.checkLogs()
+}
+
+// checkLogs refuses trees whose log directory is a symbolic link: a backup does not decide where this host's logs are
+// written, and they are written as soon as a tree has its place.
+func (r *restoreRun) checkLogs() error {
+	for name, fresh := range r.dest {
+		dir, _, _ := strings.Cut(fresh, newMark)
+		rel, err := filepath.Rel(dir, r.a.o.LogDir)
+		if r.a.o.LogDir == "" || err != nil || !filepath.IsLocal(rel) {
+			continue
+		}
+		if err := noLinks(fresh, rel); err != nil {
+			return fmt.Errorf("files: the set's directory of logs in %s: %w; logs must be in a directory", name, err)
+		}
+	}
 	return nil
 }
 
@@ -261,7 +280,7 @@ func (r *restoreRun) swapFiles(ctx context.Context) error {
 			return err
 		}
 		r.started = true
-		if err := r.a.moveAside(r.j, dir); err != nil {
+		if err := r.a.moveAside(r.j, move{From: dir, Tree: true}); err != nil {
 			return fmt.Errorf("files: %w", err)
 		}
 		if err := durable.Rename(r.dest[t.Name], dir); err != nil {
@@ -299,111 +318,47 @@ func (r *restoreRun) keepLogs(m move, dir string) error {
 	})
 }
 
-// loadBus keeps a safety copy of the topics that exist, replaces them, and compares.
-func (r *restoreRun) loadBus(ctx context.Context) error {
-	if r.o.EBRestoreFile == "" || r.a.o.Bus == nil {
-		return nil
-	}
-	r.a.step("restore", "eventbus", r.o.EBRestoreFile)
-	if len(r.Topics) > 0 {
-		if err := r.keepTopics(ctx); err != nil {
-			return fmt.Errorf("event bus: %w", err)
+// noLinks refuses symbolic links on the way from dir to rel, as far as it exists.
+func noLinks(dir, rel string) error {
+	for part := range strings.SplitSeq(rel, string(filepath.Separator)) {
+		dir = filepath.Join(dir, part)
+		info, err := os.Lstat(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if info.Mode()&fs.ModeSymlink != 0 {
+			return fmt.Errorf("%s is a symbolic link", dir)
 		}
 	}
-	o := *r.a.o.Bus
-	o.Topics = nil
-	b, err := eventbus.Open(ctx, o)
-	if err != nil {
-		return fmt.Errorf("event bus: %w", err)
-	}
-	defer b.Close()
-	sum, err := verifyBus(ctx, r.o.EBRestoreFile)
-	if err != nil {
-		return fmt.Errorf("event bus: %w", err)
-	}
-	src, err := openBusSource(r.o.EBRestoreFile)
-	if err != nil {
-		return fmt.Errorf("event bus: %w", err)
-	}
-	r.started = true
-	r.a.step("restore", "eventbus-load", r.o.EBRestoreFile)
-	res, err := b.Load(ctx, src, eventbus.LoadOptions{Replace: true, Until: r.Until})
-	if err = errors.Join(err, src.Close()); err != nil {
-		return fmt.Errorf("event bus: %w", err)
-	}
-	if err := b.Compare(ctx, sum, res); err != nil {
-		return fmt.Errorf("event bus: %w", err)
-	}
-	r.res.Bus = &BusProof{Topics: len(res.Topics), Records: res.Records, Left: res.Skipped, Notes: res.Notes}
 	return nil
 }
 
-// keepTopics dumps the topics about to be replaced into staging and writes that into the journal.
-func (r *restoreRun) keepTopics(ctx context.Context) error {
-	r.a.step("restore", "eventbus-keep", fmt.Sprintf("%d topics", len(r.Topics)))
-	dir := filepath.Join(r.staging, "eventbus")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
-	}
-	o := *r.a.o.Bus
-	o.Topics = nil
-	for _, t := range r.Topics {
-		o.Topics = append(o.Topics, globEscape(t))
-	}
-	b, err := eventbus.Open(ctx, o)
-	if err != nil {
-		return err
-	}
-	defer b.Close()
-	marks, err := b.Marks(ctx)
-	if err != nil {
-		return err
-	}
-	if _, err := b.Dump(ctx, marks, &dirSink{dir: dir}, nil); err != nil {
-		return err
-	}
-	if err := durable.SyncFS(dir); err != nil {
-		return err
-	}
-	r.j.Bus = &busJournal{Dump: dir, Topics: r.Topics}
-	r.started = true
-	return r.a.writeJournal(r.j)
-}
-
-func (r *restoreRun) importParams(ctx context.Context) error {
-	if r.a.o.ImportParams == nil {
-		return nil
-	}
-	r.a.step("restore", "parameters", "")
-	var err error
-	r.res.Params, err = r.a.o.ImportParams(ctx, r.params)
-	return wrap(err, "parameters")
-}
-
-// commit makes the restore final: the journal says so, the catalogue gets a verdict, what was replaced goes.
+// commit makes the restore final: the journal says so, the catalogue gets a verdict, and what is left to do is done.
 func (r *restoreRun) commit(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	r.a.step("restore", "commit", r.Set.ID)
-	r.j.State = journalCommitted
+	r.j.State, r.j.Keep, r.j.Params = journalCommitted, r.KeepsAside, r.params
 	if err := r.a.writeJournal(r.j); err != nil {
 		r.j.State = journalMoving
 		return err
 	}
 	r.started = false
 	r.res.Interval.To = r.a.o.Now().UTC()
+	ctx = context.WithoutCancel(ctx) // there is nothing to go back to any more
 	r.note(ctx)
-	if r.KeepsAside {
-		for _, m := range r.j.Moves {
-			if m.Aside != "" {
-				r.res.Kept = append(r.res.Kept, m.Aside)
-			}
+	for _, m := range r.j.Moves {
+		if r.j.Keep && m.Aside != "" {
+			r.res.Kept = append(r.res.Kept, m.Aside)
 		}
-		return r.a.removeJournal()
 	}
-	r.a.step("restore", "drop-replaced", r.Set.ID)
-	return r.a.dropReplaced(r.j)
+	var err error
+	r.res.Params, err = r.a.finish(ctx, r.j)
+	return wrap(err, "the restore is complete, what follows it is not; mend the cause, the next backup_all or restore goes on with it")
 }
 
 // note records in the catalogue that the set was restored; failing at that is a warning, the restore stands.
@@ -439,8 +394,8 @@ func (r *restoreRun) cleanup() error {
 			errs = append(errs, err)
 		}
 	}
-	if j, err := r.a.readJournal(); err != nil || j != nil && j.Bus != nil && j.State == journalMoving {
-		return errors.Join(append(errs, err)...) // the safety copy of the event bus is still needed
+	if j, err := r.a.readJournal(); err != nil || j != nil {
+		return errors.Join(append(errs, err)...) // the safety copy of the event bus, or the parameters, are still needed
 	}
 	if r.staging != "" {
 		errs = append(errs, removeMarked(r.staging))

@@ -2,17 +2,19 @@ package action
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
 	"holdfast/internal/catalog"
-	"holdfast/internal/engine"
 	"holdfast/internal/eventbus"
 	"holdfast/internal/pg"
 	"holdfast/internal/repo"
@@ -38,7 +40,7 @@ type RestorePlan struct {
 	Creates     []string          `json:"creates"`     // directories that do not exist yet
 	StopsServer []string          `json:"stops"`       // data directories of running servers
 	Topics      []string          `json:"topics"`      // topics that exist and will be replaced
-	Tablespaces map[string]string `json:"tablespaces"` // where each will be
+	Tablespaces map[string]string `json:"tablespaces"` // stanza/name → where it will be
 	NeedBytes   int64             `json:"need_bytes"`  // beside what exists, while both stand
 	FreeBytes   uint64            `json:"free_bytes"`
 	KeepsAside  bool              `json:"keeps_replaced"`
@@ -50,6 +52,7 @@ type RestorePlan struct {
 	o       RestoreOptions
 	appSums inspected
 	busSums inspected
+	outline *storage.Mem // of the repository inside the tarball
 }
 
 // inspected is what one reading of a whole tarball tells.
@@ -58,11 +61,13 @@ type inspected struct {
 	set    *catalog.Set
 	size   int64
 	sha256 string
+	index  string                         // SHA-256 of the index of its files
 	totals map[string]tarball.MemberTotal // by top-level name
 }
 
-// inspect reads a tarball to its end: whatever is damaged shows here, before anything is touched.
-func inspect(ctx context.Context, path string) (in inspected, err error) {
+// inspect reads a tarball to its end: whatever is damaged shows here, before anything is touched. member (may be nil) is
+// called with the objects of the repository inside, and need not read them.
+func inspect(ctx context.Context, path string, member func(name string, r io.Reader) error) (in inspected, err error) {
 	in.totals = map[string]tarball.MemberTotal{}
 	f, err := os.Open(path)
 	if err != nil {
@@ -86,10 +91,19 @@ func inspect(ctx context.Context, path string) (in inspected, err error) {
 			return err
 		}
 		top, _, _ := strings.Cut(m.Name, "/")
-		n, err := io.Copy(io.Discard, m)
 		t := in.totals[top]
-		t.Prefix, t.Count, t.Bytes = top, t.Count+1, t.Bytes+n
+		t.Prefix, t.Count, t.Bytes = top, t.Count+1, t.Bytes+m.Size
 		in.totals[top] = t
+		if name, ok := strings.CutPrefix(m.Name, repoPrefix); ok && member != nil {
+			if err := member(name, m); err != nil {
+				return err
+			}
+		}
+		sum := sha256.New()
+		_, err := io.Copy(sum, m)
+		if m.Name == tarball.IndexName {
+			in.index = hex.EncodeToString(sum.Sum(nil))
+		}
 		return err
 	}, func(size int64, sha string) { in.size, in.sha256 = size, sha })
 	if err != nil {
@@ -100,6 +114,9 @@ func inspect(ctx context.Context, path string) (in inspected, err error) {
 	}
 	return in, nil
 }
+
+// plainName is the form of the restore points that runs make.
+var plainName = regexp.MustCompile(`^[0-9A-Za-z_.-]{1,200}$`)
 
 // eachMember reads every member of a tarball to the end; sums (may be nil) gets the size and SHA-256 of the file.
 func eachMember(ctx context.Context, r io.Reader, each func(*tarball.Member) error, sums func(int64, string)) error {
@@ -145,7 +162,9 @@ func (a *App) PlanRestoreAll(ctx context.Context, o RestoreOptions) (*RestorePla
 	}
 	p.matchCatalogue(ctx)
 	p.postgres(ctx)
+	p.outline = nil // may be large
 	p.files()
+	p.mounts()
 	p.space()
 	return p, ctx.Err()
 }
@@ -159,7 +178,8 @@ func (p *RestorePlan) application(ctx context.Context) {
 		p.missing("no application backup named: alation_conf alation.backup.restore_file -s FILE%s", appSuffix)
 		return
 	}
-	in, err := inspect(ctx, p.o.RestoreFile)
+	p.outline = storage.NewMem(p.a.o.Now)
+	in, err := inspect(ctx, p.o.RestoreFile, outlineInto(ctx, p.outline))
 	if err != nil {
 		p.missing("application backup: %v", err)
 		return
@@ -172,9 +192,16 @@ func (p *RestorePlan) application(ctx context.Context) {
 		p.missing("application backup: %s has no complete %s", p.o.RestoreFile, setName)
 		return
 	}
+	if !plainName.MatchString(in.set.Recovery.Name) { // it is shown, and becomes a setting of PostgreSQL
+		p.missing("application backup: %s names the restore point %.80q, which no run of Holdfast does", p.o.RestoreFile, in.set.Recovery.Name)
+		return
+	}
 	p.appSums, p.Set = in, in.set
 	p.From = append(p.From, catalog.Piece{Kind: catalog.Application, Path: p.o.RestoreFile, Size: in.size, SHA256: in.sha256})
-	if p.Set.Mode == catalog.Included && in.totals["pgbackrest"].Count == 0 {
+	if f := p.Set.Recovery.Files; f != nil && f.IndexSHA256 != in.index {
+		p.missing("application backup: the index of files in %s has the SHA-256 %s, its set says %s", p.o.RestoreFile, in.index, f.IndexSHA256)
+	}
+	if p.Set.Mode == catalog.Included && len(p.Set.Recovery.Postgres) > 0 && in.totals["pgbackrest"].Count == 0 {
 		p.missing("application backup: %s says that PostgreSQL is inside, but it is not", p.o.RestoreFile)
 	}
 }
@@ -188,7 +215,7 @@ func (p *RestorePlan) eventBus(ctx context.Context) {
 	case p.o.EBRestoreFile == "":
 		return
 	}
-	in, err := inspect(ctx, p.o.EBRestoreFile)
+	in, err := inspect(ctx, p.o.EBRestoreFile, nil)
 	if err != nil {
 		p.missing("Event Bus backup: %v", err)
 		return
@@ -222,32 +249,28 @@ func (p *RestorePlan) bus(ctx context.Context) {
 		p.missing("the set has an event bus, this instance has none: alation_conf eventbus.enabled -s True eventbus.brokers -s HOST:PORT")
 		return
 	}
-	all := *p.a.o.Bus
-	all.Topics = nil
-	b, err := eventbus.Open(ctx, all)
-	if err != nil {
-		p.missing("event bus: %v", err)
-		return
-	}
-	defer b.Close()
-	m, err := b.Marks(ctx)
-	if err != nil {
-		p.missing("event bus: %v", err)
-		return
-	}
 	sum, err := verifyBus(ctx, p.o.EBRestoreFile)
 	if err != nil {
 		p.missing("Event Bus backup: %v", err)
 		return
 	}
-	here := map[string]bool{}
-	for _, t := range m.Topics {
-		here[t.Name] = true
+	b, err := p.a.openBus(ctx)
+	if err != nil {
+		p.missing("event bus: %v", err)
+		return
 	}
+	defer b.Close()
+	var names []string
 	for _, t := range sum.Topics {
-		if here[t.Name] {
-			p.Topics = append(p.Topics, t.Name)
-		}
+		names = append(names, t.Name)
+	}
+	m, err := b.MarksOf(ctx, names)
+	if err != nil {
+		p.missing("event bus: %v", err)
+		return
+	}
+	for _, t := range m.Topics {
+		p.Topics = append(p.Topics, t.Name)
 	}
 }
 
@@ -261,14 +284,24 @@ func (p *RestorePlan) matchCatalogue(ctx context.Context) {
 	if known.State != catalog.Complete {
 		p.missing("the catalogue says that set %s is %s: %s", known.ID, known.State, known.Error)
 	}
+	if f, g := filesOf(known), filesOf(p.Set); f != nil && g != nil && f.IndexSHA256 != g.IndexSHA256 {
+		p.missing("application backup: the set in %s has an index of files with the SHA-256 %s, the catalogue's has %s", p.o.RestoreFile, g.IndexSHA256, f.IndexSHA256)
+	}
 	if piece := known.Piece(catalog.Application); piece != nil && p.appSums.sha256 != "" && piece.SHA256 != p.appSums.sha256 {
 		p.missing("application backup: %s is not the file that the run wrote (SHA-256 %s, the catalogue says %s)", p.o.RestoreFile, p.appSums.sha256, piece.SHA256)
 	}
 }
 
+func filesOf(s *catalog.Set) *catalog.FilesPoint {
+	if s.Recovery == nil {
+		return nil
+	}
+	return s.Recovery.Files
+}
+
 // postgres checks every cluster of the set: the repository (apart), the server binaries, the targets.
 func (p *RestorePlan) postgres(ctx context.Context) {
-	var st storage.Storage
+	var st storage.Storage = p.outline
 	if p.Set.Mode == catalog.Apart {
 		var err error
 		if st, err = p.a.repository(); err != nil {
@@ -293,13 +326,12 @@ func (p *RestorePlan) postgres(ctx context.Context) {
 			p.StopsServer = append(p.StopsServer, fmt.Sprintf("%s (process %d)", c.DataDir, pid))
 		}
 		p.NeedBytes += point.Bytes
-		if p.Set.Mode == catalog.Included {
-			p.NeedBytes += p.appSums.totals["pgbackrest"].Bytes
-			continue
-		}
 		if err := p.checkRepository(ctx, st, *c, point); err != nil {
 			p.missing("PostgreSQL backup: %v", err)
 		}
+	}
+	if p.Set.Mode == catalog.Included {
+		p.NeedBytes += p.appSums.totals["pgbackrest"].Bytes // unpacked into staging
 	}
 	if !p.Until.IsZero() {
 		p.Notes = append(p.Notes, fmt.Sprintf("PostgreSQL is recovered to %s and the event bus is cut there; the files are those of the set's recovery point (%s)",
@@ -320,7 +352,8 @@ func (p *RestorePlan) checkServer(c *Cluster, point catalog.PostgresPoint) error
 	return err
 }
 
-// checkRepository asks the separate repository for the backup and every WAL segment up to the recovery point.
+// checkRepository asks the repository (the separate one, or the outline of the one in the tarball) for the backup, where its
+// tablespaces go, and every WAL segment up to the recovery point.
 func (p *RestorePlan) checkRepository(ctx context.Context, st storage.Storage, c Cluster, point catalog.PostgresPoint) error {
 	s, err := p.a.stanza(point.Stanza, st)
 	if err != nil {
@@ -334,7 +367,16 @@ func (p *RestorePlan) checkRepository(ctx context.Context, st storage.Storage, c
 		return fmt.Errorf("stanza %s: backup %s is of system identifier %d, the set's of %d", point.Stanza, point.Label, plan.SystemID, point.SystemID)
 	}
 	for name, dir := range plan.Tablespaces {
-		p.Tablespaces[name] = dir
+		p.Tablespaces[point.Stanza+"/"+name] = dir
+	}
+	for _, dir := range plan.TablespaceDirs() {
+		p.target(dir)
+		if err := p.a.checkTablespaces(c, []string{dir}); err != nil {
+			p.missing("cluster %s: %v", point.Stanza, err)
+		}
+	}
+	for _, w := range plan.Warnings {
+		p.Notes = append(p.Notes, fmt.Sprintf("cluster %s: %s", point.Stanza, w))
 	}
 	segments, err := segmentRange(point)
 	if err != nil {
@@ -342,70 +384,6 @@ func (p *RestorePlan) checkRepository(ctx context.Context, st storage.Storage, c
 	}
 	_, err = s.WALObjects(ctx, repo.DB{ID: point.HistoryID, Version: point.Version}, segments)
 	return err
-}
-
-func (p *RestorePlan) target(dir string) {
-	if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
-		p.Replaces = append(p.Replaces, dir)
-	} else {
-		p.Creates = append(p.Creates, dir)
-	}
-}
-
-func (p *RestorePlan) files() {
-	if p.Set.Recovery.Files == nil {
-		return
-	}
-	for _, t := range p.Set.Recovery.Files.Trees {
-		dir, err := p.a.treeDir(t)
-		if err != nil {
-			p.missing("files: %v", err)
-			continue
-		}
-		p.target(dir)
-		for _, s := range p.a.skipDirs() { // never captured, so it would be lost with the old tree
-			if rel, err := filepath.Rel(dir, s); err == nil && rel != "." && filepath.IsLocal(rel) {
-				p.missing("files: %s lies inside %s, which is replaced as a whole: set files.paths so that it does not", s, dir)
-			}
-		}
-	}
-	p.NeedBytes += p.Set.Recovery.Files.Bytes
-}
-
-// skipDirs are directories that the files component never enters: other components and Holdfast's own.
-func (a *App) skipDirs() []string {
-	skip := append([]string{a.o.DumpDir, a.o.TempDir, a.o.RepoDir}, a.o.Files.SkipDirs...)
-	for _, c := range a.o.Clusters {
-		skip = append(skip, c.DataDir)
-	}
-	return skip
-}
-
-// treeDir is where a tree of the set goes here: the same place below this instance's root.
-func (a *App) treeDir(t catalog.Tree) (string, error) {
-	if !filepath.IsLocal(strings.TrimPrefix(t.Path, "/")) {
-		return "", fmt.Errorf("the set names a directory outside the instance: %q", t.Path)
-	}
-	return filepath.Join(a.o.Root, t.Path), nil
-}
-
-func (p *RestorePlan) space() {
-	free := ^uint64(0)
-	dirs := append([]string{}, p.Replaces...)
-	dirs = append(dirs, p.Creates...)
-	for _, d := range append(dirs, p.a.o.TempDir) {
-		n, err := freeBytes(d)
-		if err != nil {
-			p.missing("%v", err)
-			return
-		}
-		free = min(free, n)
-	}
-	p.FreeBytes = free
-	if p.NeedBytes > 0 && uint64(p.NeedBytes) > free {
-		p.missing("not enough space: %s are needed beside what is there now (it is kept until the restore has passed its checks), %s are free on the tightest file system",
-			engine.Size(p.NeedBytes), engine.Size(int64(min(free, 1<<62))))
-	}
 }
 
 func (a *App) cluster(stanza string) *Cluster {

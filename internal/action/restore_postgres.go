@@ -123,17 +123,22 @@ func (r *restoreRun) restoreCluster(ctx context.Context, c Cluster, point catalo
 	if err := r.a.checkTablespaces(c, plan.TablespaceDirs()); err != nil {
 		return err
 	}
+	for _, dir := range plan.TablespaceDirs() {
+		if !slices.Contains(r.Replaces, dir) && !slices.Contains(r.Creates, dir) {
+			return fmt.Errorf("tablespace directory %s is not in the plan: the repository has changed since; plan again", dir)
+		}
+	}
 	r.a.step("restore", "stop-server", point.Stanza)
 	if err := r.stopServer(ctx, &c); err != nil {
 		return err
 	}
 	r.a.step("restore", "move-aside", c.DataDir)
 	r.started = true
-	if err := r.a.moveAside(r.j, c.DataDir); err != nil {
+	if err := r.a.moveAside(r.j, move{From: c.DataDir}); err != nil {
 		return err
 	}
 	for _, dir := range plan.TablespaceDirs() {
-		if err := r.a.moveAside(r.j, dir); err != nil {
+		if err := r.a.moveAside(r.j, move{From: dir}); err != nil {
 			return err
 		}
 	}
@@ -148,6 +153,10 @@ func (r *restoreRun) restoreCluster(ctx context.Context, c Cluster, point catalo
 		return err
 	}
 	r.a.step("restore", "recover", r.Set.Recovery.Name)
+	r.j.Ran = append(r.j.Ran, c.Stanza)
+	if err := r.a.writeJournal(r.j); err != nil {
+		return err
+	}
 	if err := r.a.startServer(ctx, &c); err != nil {
 		return err
 	}

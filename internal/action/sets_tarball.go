@@ -50,7 +50,7 @@ func inspectShares(ctx context.Context, p catalog.Piece) ([]Part, error) {
 
 // verifyTarball reads one tarball to its end and compares it with the set.
 func (a *App) verifyTarball(ctx context.Context, set *catalog.Set, p catalog.Piece) ([]string, error) {
-	in, err := inspect(ctx, p.Path)
+	in, err := inspect(ctx, p.Path, nil)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -70,6 +70,9 @@ func (a *App) verifyTarball(ctx context.Context, set *catalog.Set, p catalog.Pie
 		}
 		return found, ctx.Err()
 	}
+	if f := filesOf(set); f != nil && f.IndexSHA256 != in.index {
+		found = append(found, fmt.Sprintf("%s: the index of files has the SHA-256 %s, the set says %s", p.Path, in.index, f.IndexSHA256))
+	}
 	if set.Mode == catalog.Included {
 		more, err := a.verifyIncluded(ctx, set, p.Path)
 		return append(found, more...), err
@@ -81,18 +84,7 @@ func (a *App) verifyTarball(ctx context.Context, set *catalog.Set, p catalog.Pie
 // a first reading, every other object's checksum is compared in a second.
 func (a *App) verifyIncluded(ctx context.Context, set *catalog.Set, file string) ([]string, error) {
 	mem := storage.NewMem(a.o.Now)
-	err := a.readRepo(ctx, file, func(name string, r io.Reader) error {
-		base := strings.TrimSuffix(path.Base(name), ".copy")
-		if base != "backup.info" && base != "archive.info" && base != "backup.manifest" {
-			return nil
-		}
-		b, err := io.ReadAll(r)
-		if err != nil {
-			return err
-		}
-		return storage.WriteAll(ctx, mem, name, b)
-	})
-	if err != nil {
+	if err := a.readRepo(ctx, file, outlineInto(ctx, mem)); err != nil {
 		return []string{err.Error()}, ctx.Err()
 	}
 	c := &includedCheck{want: map[string]wantObject{}}
@@ -111,6 +103,31 @@ func (a *App) verifyIncluded(ctx context.Context, set *catalog.Set, file string)
 	}
 	slices.Sort(c.found)
 	return c.found, nil
+}
+
+// maxOutline bounds the info files and manifests of one tarball, in bytes: they are held in memory.
+const maxOutline = 1 << 30
+
+// outlineInto keeps of a repository what says what is in it: info files and manifests, and the names of its WAL.
+func outlineInto(ctx context.Context, mem *storage.Mem) func(name string, r io.Reader) error {
+	left := int64(maxOutline)
+	return func(name string, r io.Reader) error {
+		base := strings.TrimSuffix(path.Base(name), ".copy")
+		switch {
+		case base == "backup.info" || base == "archive.info" || base == "backup.manifest":
+			b, err := io.ReadAll(io.LimitReader(r, left))
+			if err != nil {
+				return err
+			}
+			if left -= int64(len(b)); left <= 0 {
+				return fmt.Errorf("info files and manifests of more than %d bytes", int64(maxOutline))
+			}
+			return storage.WriteAll(ctx, mem, name, b)
+		case strings.HasPrefix(name, "archive/"):
+			return storage.WriteAll(ctx, mem, name, nil)
+		}
+		return nil
+	}
 }
 
 func (a *App) readRepo(ctx context.Context, file string, each func(name string, r io.Reader) error) error {

@@ -6,6 +6,7 @@
 //	 "pieces":[{"kind":"application","path":"…","size":n,"sha256":"…"}, {"kind":"eventbus",…}, {"kind":"postgres",…}],
 //	 "recovery":{"name":"holdfast_…","postgres":[…],"files":{…},"eventbus":{…},"skew":{…}}, …}
 //
-// The same document travels inside both tarballs (set.json), so that a new host needs no catalogue to restore; the
-// catalogue is what makes listing quick and holds the verdicts that later checks reached.
+// The same document travels inside the application tarball (set.json), so that a new host needs no catalogue to restore; the
+// catalogue is what makes listing quick and holds the verdicts that later checks reached. docs/format/backup-set.md has
+// every member.
 package catalog

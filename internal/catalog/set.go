@@ -1,10 +1,13 @@
 package catalog
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"regexp"
+	"strings"
 	"time"
 )
 
@@ -139,6 +142,10 @@ type Set struct {
 	Recovery   *Recovery `json:"recovery,omitempty"`
 	Warnings   []string  `json:"warnings,omitempty"`
 	Verdicts   []Verdict `json:"verdicts,omitempty"`
+
+	// extra are members of the document that this version does not know, by their names. Encode writes them back, so that
+	// a verdict added by an older program does not take away what a newer one noted.
+	extra map[string]json.RawMessage
 }
 
 var idPattern = regexp.MustCompile(`^[0-9]{12}_[0-9A-Za-z]+(-[0-9A-Za-z]+)*$`)
@@ -151,7 +158,7 @@ func CheckID(s string) error {
 	return nil
 }
 
-// Parse reads a set document.
+// Parse reads a set document. Members that this version does not know are kept for Encode, at the top level.
 func Parse(b []byte) (*Set, error) {
 	var s Set
 	if err := json.Unmarshal(b, &s); err != nil {
@@ -166,7 +173,34 @@ func Parse(b []byte) (*Set, error) {
 	if s.Mode != Included && s.Mode != Apart {
 		return nil, fmt.Errorf("backup set %s: mode %q", s.ID, s.Mode)
 	}
+	if err := s.keepExtra(b); err != nil {
+		return nil, fmt.Errorf("backup set %s: %w", s.ID, err)
+	}
 	return &s, nil
+}
+
+// keepExtra notes the members that are no field of Set. Like encoding/json it takes names for equal in any case.
+func (s *Set) keepExtra(b []byte) error {
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(b, &members); err != nil {
+		return err
+	}
+	t := reflect.TypeFor[Set]()
+	for name, value := range members {
+		known := false
+		for i := range t.NumField() {
+			tag, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+			known = known || tag != "" && strings.EqualFold(tag, name)
+		}
+		if known {
+			continue
+		}
+		if s.extra == nil {
+			s.extra = map[string]json.RawMessage{}
+		}
+		s.extra[name] = value
+	}
+	return nil
 }
 
 // Encode writes a set document, indented for people.
@@ -175,8 +209,23 @@ func (s *Set) Encode() ([]byte, error) {
 		return nil, err
 	}
 	s.Format = Format
-	b, err := json.MarshalIndent(s, "", "  ")
-	return append(b, '\n'), err
+	b, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	if len(s.extra) > 0 {
+		more, err := json.Marshal(s.extra) // in the order of the names
+		if err != nil {
+			return nil, err
+		}
+		b = append(append(b[:len(b)-1], ','), more[1:]...)
+	}
+	var out bytes.Buffer
+	if err := json.Indent(&out, b, "", "  "); err != nil {
+		return nil, err
+	}
+	out.WriteByte('\n')
+	return out.Bytes(), nil
 }
 
 // Piece returns the first piece of a kind, nil without.

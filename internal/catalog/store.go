@@ -33,10 +33,10 @@ func (c *Store) Put(ctx context.Context, s *Set) error {
 	return nil
 }
 
-// Get reads one set; ErrUnknown when there is none of that id.
+// Get reads one set; ErrUnknown when there is none of that id, also when no set could have it.
 func (c *Store) Get(ctx context.Context, id string) (*Set, error) {
 	if err := CheckID(id); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
 	b, err := storage.ReadAll(ctx, c.st, id+".json", maxDocument)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -45,7 +45,14 @@ func (c *Store) Get(ctx context.Context, id string) (*Set, error) {
 	if err != nil {
 		return nil, fmt.Errorf("catalogue: read set %s: %w", id, err)
 	}
-	return Parse(b)
+	s, err := Parse(b)
+	if err != nil {
+		return nil, fmt.Errorf("catalogue: %s.json: %w", id, err)
+	}
+	if s.ID != id {
+		return nil, fmt.Errorf("catalogue: %s.json holds set %s: it was copied or renamed by hand; rename it back", id, s.ID)
+	}
+	return s, nil
 }
 
 // List reads every set, oldest first. A document that can't be read is named in damaged and the rest is still listed.
@@ -75,7 +82,7 @@ func (c *Store) List(ctx context.Context) (sets []*Set, damaged []error, err err
 // Delete forgets one set; a set that is not there is no error.
 func (c *Store) Delete(ctx context.Context, id string) error {
 	if err := CheckID(id); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
 	if err := c.st.Remove(ctx, id+".json"); err != nil {
 		return fmt.Errorf("catalogue: delete set %s: %w", id, err)

@@ -21,8 +21,7 @@ actions:
   destructive_restore_all   restore the set that alation.backup.restore_file and .eb_restore_file name;
                             shows the plan and asks: answer YES
 
-exit codes: 0 done; 1 failed; 2 bad use; 3 done with warnings; 4 another run is working; 5 refused or not confirmed
-`
+exit codes: `
 
 // actionMain is alation_action: one word, and two options of ours.
 func actionMain(ctx context.Context, env *Env, args []string) int {
@@ -40,7 +39,7 @@ func actionMain(ctx context.Context, env *Env, args []string) int {
 		case strings.HasPrefix(a, "--root="):
 			f.root = a[len("--root="):]
 		case a == "--help" || a == "-h":
-			fmt.Fprint(env.Stdout, actionHelp)
+			fmt.Fprintln(env.Stdout, actionHelp+exitHelp())
 			return exitOK
 		case verb == "" && !strings.HasPrefix(a, "-"):
 			verb = a
@@ -177,10 +176,13 @@ func restoreAll(ctx context.Context, env *Env, f actionFlags, rf restoreFlags) e
 	if err != nil {
 		return err
 	}
-	if f.json && f.dryRun {
+	switch {
+	case f.json && f.dryRun:
 		err = env.printJSON(plan)
-	} else if !f.json {
+	case !f.json:
 		err = env.printRestorePlan(plan)
+	case !f.yes: // it is about to be asked about
+		err = env.onStderr().printRestorePlan(plan)
 	}
 	if err != nil {
 		return err
@@ -192,7 +194,7 @@ func restoreAll(ctx context.Context, env *Env, f actionFlags, rf restoreFlags) e
 		return nil
 	}
 	if !f.yes {
-		if err := env.confirm("This replaces what is listed above. Type YES to go on", "YES"); err != nil {
+		if err := env.confirm(ctx, "This replaces what is listed above. Type YES to go on", "YES"); err != nil {
 			return err
 		}
 	}

@@ -15,47 +15,79 @@ import (
 // archiveMain is archive-push and archive-get, parsed by hand: they are on PostgreSQL's critical path, once per segment.
 // Options are --name=value or --name value, in pgBackRest's words; an unknown one is refused by name.
 func archiveMain(ctx context.Context, env *Env, verb string, args []string) error {
-	opts := map[string]string{}
-	var words []string
-	for i := 0; i < len(args); i++ {
-		a := args[i]
-		if !strings.HasPrefix(a, "--") {
-			words = append(words, a)
-			continue
-		}
-		name, value, ok := strings.Cut(a[2:], "=")
-		if name == "help" {
-			_, err := io.WriteString(env.Stdout, archiveHelp)
-			return err
-		}
-		if rest, no := strings.CutPrefix(name, "no-"); no && !ok {
-			opts[rest] = "n"
-			continue
-		}
-		if !ok {
-			if i++; i == len(args) {
-				return &usageError{a + " needs a value"}
-			}
-			value = args[i]
-		}
-		opts[name] = value
+	opts, words, err := parseArchive(verb, args)
+	if err != nil {
+		return err
 	}
-	f := stanzaFlags{lockPath: pgLockDir}
-	f.stanza, f.pgPath = opts["stanza"], opts["pg1-path"]
+	if _, help := opts["help"]; help {
+		_, err := io.WriteString(env.Stdout, archiveHelp)
+		return err
+	}
+	f := stanzaFlags{lockPath: pgLockDir, stanza: opts["stanza"], pgPath: opts["pg1-path"], passFile: opts["repo1-cipher-pass-file"]}
 	if v, ok := opts["lock-path"]; ok {
 		f.lockPath = v
-	}
-	for name := range opts {
-		known := name == "stanza" || name == "pg1-path" || name == "lock-path" || isRepoPath(name) ||
-			verb == "archive-push" && (name == "compress-type" || name == "compress-level" || name == "archive-header-check")
-		if !known {
-			return &usageError{fmt.Sprintf("%s: option --%s is not known; see: holdfast pg %s --help", verb, name, verb)}
-		}
 	}
 	if verb == "archive-push" {
 		return push(ctx, env, f, opts, words)
 	}
 	return get(ctx, env, f, opts, words)
+}
+
+// parseArchive splits the words after the verb into options and the rest. What is not known is refused by name, so that
+// nothing an operator wrote into archive_command is passed over.
+func parseArchive(verb string, args []string) (opts map[string]string, words []string, err error) {
+	opts = map[string]string{}
+	for i := 0; i < len(args); i++ {
+		a := args[i]
+		if a == "--help" || a == "-h" {
+			return map[string]string{"help": ""}, nil, nil
+		}
+		if !strings.HasPrefix(a, "-") {
+			words = append(words, a)
+			continue
+		}
+		name, value, given := strings.Cut(strings.TrimPrefix(a, "--"), "=")
+		plain, no := strings.CutPrefix(name, "no-")
+		switch {
+		case isArchiveSwitch(verb, plain) && !given:
+			name, value = plain, "y"
+			if no {
+				value = "n"
+			}
+		case isArchiveSwitch(verb, name) && (value == "y" || value == "n"):
+		case isArchiveSwitch(verb, name):
+			return nil, nil, &usageError{fmt.Sprintf("%s: --%s=%s: it takes y or n", verb, name, value)}
+		case !isArchiveOption(verb, name):
+			return nil, nil, &usageError{fmt.Sprintf("%s: option %s is not known; see: holdfast pg %s --help", verb, strings.SplitN(a, "=", 2)[0], verb)}
+		case !given:
+			if i++; i == len(args) {
+				return nil, nil, &usageError{fmt.Sprintf("%s: %s needs a value", verb, a)}
+			}
+			value = args[i]
+		}
+		if _, twice := opts[name]; twice {
+			return nil, nil, &usageError{fmt.Sprintf("%s: --%s is given twice", verb, name)}
+		}
+		if value == "" {
+			return nil, nil, &usageError{fmt.Sprintf("%s: --%s is empty", verb, name)}
+		}
+		opts[name] = value
+	}
+	return opts, words, nil
+}
+
+func isArchiveSwitch(verb, name string) bool {
+	return verb == "archive-push" && name == "archive-header-check"
+}
+
+func isArchiveOption(verb, name string) bool {
+	switch name {
+	case "stanza", "pg1-path", "lock-path", "repo1-path", "repo1-cipher-pass-file":
+		return true
+	case "compress-type", "compress-level":
+		return verb == "archive-push"
+	}
+	return verb == "archive-get" && isRepoPath(name)
 }
 
 const archiveHelp = `usage: holdfast pg archive-push --stanza=S --repo1-path=DIR --pg1-path=DIR [--compress-type=zst] [--compress-level=1] [--no-archive-header-check] PATH
@@ -64,16 +96,21 @@ const archiveHelp = `usage: holdfast pg archive-push --stanza=S --repo1-path=DIR
 archive_command = 'holdfast pg archive-push --stanza=S --repo1-path=DIR --pg1-path=DIR "%p"'
 restore_command = 'holdfast pg archive-get --stanza=S --repo1-path=DIR --pg1-path=DIR %f "%p"'
 
-exit codes: 0 done; 1 archive-get: not in the archive, archive-push: failed, PostgreSQL tries again; 2 bad use
+--repo1-cipher-pass-file=FILE or PGBACKREST_REPO1_CIPHER_PASS in the environment: passphrase of an encrypted repository
+
+exit codes: 0 done; 1 archive-get: not in the archive, archive-push: failed, PostgreSQL tries again; 2 bad use;
+126 archive-get: a repository could not be asked, PostgreSQL stops instead of ending recovery early
 `
 
+// maxRepos is the number of repositories that archive-get asks at most, as in the original.
+const maxRepos = 256
+
+// isRepoPath reports whether name is repo<N>-path, N from 1 to maxRepos without leading zeros.
 func isRepoPath(name string) bool {
 	n, ok := strings.CutPrefix(name, "repo")
-	if n, ok2 := strings.CutSuffix(n, "-path"); ok && ok2 {
-		_, err := strconv.ParseUint(n, 10, 8)
-		return err == nil
-	}
-	return false
+	n, ok2 := strings.CutSuffix(n, "-path")
+	i, err := strconv.Atoi(n)
+	return ok && ok2 && err == nil && i >= 1 && i <= maxRepos && strconv.Itoa(i) == n
 }
 
 func push(ctx context.Context, env *Env, f stanzaFlags, opts map[string]string, words []string) error {
@@ -94,6 +131,9 @@ func push(ctx context.Context, env *Env, f stanzaFlags, opts map[string]string, 
 			return &usageError{fmt.Sprintf("--compress-level=%s is not a number", v)}
 		}
 		o.Level = n
+	}
+	if lo, hi := repo.LevelRange(o.Compress); o.Compress != repo.None && (o.Level < lo || o.Level > hi) {
+		return &usageError{fmt.Sprintf("--compress-level=%d: %s takes %d to %d", o.Level, o.Compress, lo, hi)}
 	}
 	if o.DataDir == "" {
 		dir, err := env.Getwd() // PostgreSQL runs archive_command in the data directory
@@ -132,7 +172,7 @@ func get(ctx context.Context, env *Env, f stanzaFlags, opts map[string]string, w
 	}
 	var errs []error
 	tried := 0
-	for n := 1; n <= 256; n++ {
+	for n := 1; n <= maxRepos; n++ {
 		path, ok := opts["repo"+strconv.Itoa(n)+"-path"]
 		if !ok {
 			continue

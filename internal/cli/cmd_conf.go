@@ -13,47 +13,51 @@ import (
 	"holdfast/internal/conf"
 )
 
-// confMain is alation_conf, and holdfast conf.
-func confMain(ctx context.Context, env *Env, args []string) error {
+// confMain is alation_conf, and holdfast conf. asJSON says whether --json was given, also when the rest of the command line
+// is wrong: errors are then printed as a document too.
+func confMain(ctx context.Context, env *Env, args []string) (asJSON bool, err error) {
 	call, err := conf.ParseCall(args)
 	if err != nil {
-		return err
+		return slices.Contains(args, "--json"), err
 	}
 	if call.Op == conf.OpHelp {
 		_, err := fmt.Fprint(env.Stdout, conf.CallHelp)
-		return err
+		return call.JSON, err
 	}
+	entries, err := runCall(ctx, env, call)
+	if err != nil {
+		return call.JSON, err
+	}
+	return call.JSON, printEntries(env, call, entries)
+}
+
+// runCall does what the call asks of the store and returns what is to be printed.
+func runCall(ctx context.Context, env *Env, call conf.Call) ([]conf.Entry, error) {
 	in, err := openInstance(env, call.Root)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	st, err := store(in)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var entries []conf.Entry
 	switch call.Op {
-	case conf.OpGet:
-		var e conf.Entry
-		e, err = st.Get(call.Names[0])
-		entries = []conf.Entry{e}
 	case conf.OpList:
 		prefix := ""
 		if len(call.Names) > 0 {
 			prefix = call.Names[0]
 		}
-		entries, err = st.List(prefix)
+		return st.List(prefix)
 	case conf.OpSet:
-		if err = call.ReadValues(env.Stdin); err == nil {
-			entries, err = st.Set(ctx, call.Pairs)
+		if err := call.ReadValues(env.stdin(ctx)); err != nil {
+			return nil, err
 		}
+		return st.Set(ctx, call.Pairs)
 	case conf.OpUnset:
-		entries, err = st.Unset(ctx, call.Names)
+		return st.Unset(ctx, call.Names)
 	}
-	if err != nil {
-		return err
-	}
-	return printEntries(env, call, entries)
+	e, err := st.Get(call.Names[0])
+	return []conf.Entry{e}, err
 }
 
 func printEntries(env *Env, call conf.Call, entries []conf.Entry) error {

@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,6 +32,12 @@ type pgFlags struct {
 	exclusive, linkAll                      bool
 	tablespaceMap, linkMap, recoveryOptions map[string]string
 	tablespaceMapAll, archiveMode           string
+
+	delta, bundle, block, hardlink, noResume, noOnline, force, archiveCopy bool
+	bundleSize, bundleLimit                                                int64
+	standby, standbyPath, standbyHost                                      string
+	standbyPort                                                            int
+	dbInclude, dbExclude                                                   []string
 }
 
 func (r *root) pgCommand() *cobra.Command {
@@ -43,7 +51,7 @@ may read and write it.`}
 		&cobra.Command{Use: "archive-get", Short: "restore_command: fetch one WAL file", DisableFlagParsing: true, RunE: func(cmd *cobra.Command, args []string) error {
 			return archiveMain(cmd.Context(), r.env, "archive-get", args)
 		}})
-	return c
+	return group(c)
 }
 
 // common adds the flags that say which stanza, which repository, which cluster.
@@ -53,6 +61,7 @@ func (f *pgFlags) common(c *cobra.Command) {
 	fl.StringVar(&f.repoPath, "repo1-path", "", "directory of the repository")
 	fl.StringVar(&f.pgPath, "pg1-path", "", "data directory")
 	fl.StringVar(&f.lockPath, "lock-path", pgLockDir, "directory of lock and stop files")
+	fl.StringVar(&f.passFile, "repo1-cipher-pass-file", "", "file with the passphrase of an encrypted repository (else: the environment's PGBACKREST_REPO1_CIPHER_PASS)")
 }
 
 func (f *pgFlags) server(c *cobra.Command) {
@@ -60,7 +69,30 @@ func (f *pgFlags) server(c *cobra.Command) {
 	fl.StringVar(&f.host, "pg1-socket-path", "", "socket directory (or host name) of the server")
 	fl.IntVar(&f.port, "pg1-port", 5432, "port of the server")
 	fl.StringVar(&f.user, "pg1-user", "postgres", "role that backs up")
-	fl.DurationVar(&f.archiveTimeout, "archive-timeout", time.Minute, "how long to wait for a WAL segment")
+}
+
+func (f *pgFlags) timeout(c *cobra.Command) {
+	c.Flags().DurationVar(&f.archiveTimeout, "archive-timeout", time.Minute, "how long to wait for a WAL segment")
+}
+
+// checkServer asks the server that the flags name, if they name one, whether it runs on the data directory of control.
+func (f *pgFlags) checkServer(cmd *cobra.Command, control pg.Control) error {
+	if !slices.ContainsFunc([]string{"pg1-socket-path", "pg1-port", "pg1-user"}, cmd.Flags().Changed) {
+		return nil
+	}
+	conn, err := pg.Connect(cmd.Context(), f.conn())
+	if err != nil {
+		return err
+	}
+	facts, err := conn.Facts(cmd.Context())
+	if err = errors.Join(err, conn.Close()); err != nil {
+		return err
+	}
+	if facts.SystemID != control.SystemID {
+		return &usageError{fmt.Sprintf("the server that answers has system identifier %d and data directory %s, --pg1-path=%s has %d: "+
+			"name the server that runs on that directory", facts.SystemID, facts.DataDirectory, f.pgPath, control.SystemID)}
+	}
+	return nil
 }
 
 func (r *root) pgBackup() *cobra.Command {
@@ -72,7 +104,17 @@ func (r *root) pgBackup() *cobra.Command {
 			return err
 		}
 		o := engine.BackupOptions{Type: repo.BackupType(f.typ), Conn: f.conn(), DataDir: f.pgPath, Fast: f.fast, ProcessMax: f.processMax, ArchiveCheck: !f.noArchiveCheck,
-			ArchiveTimeout: f.archiveTimeout, Exclude: f.exclude, Annotations: f.annotations}
+			ArchiveTimeout: f.archiveTimeout, Exclude: f.exclude, Annotations: f.annotations, ArchiveCopy: f.archiveCopy,
+			Delta: f.delta, Bundle: f.bundle, BundleSize: f.bundleSize << 20, BundleLimit: f.bundleLimit << 20, Block: f.block, Hardlink: f.hardlink, Resume: !f.noResume,
+			Offline: f.noOnline, Force: f.force, Standby: engine.StandbyMode(f.standby), StandbyDataDir: f.standbyPath,
+			StandbyConn: pg.ConnOptions{Host: f.standbyHost, Port: f.standbyPort, User: f.user}}
+		switch f.standby {
+		case "n":
+			o.Standby = engine.StandbyNo
+		case "y", "prefer":
+		default:
+			return &usageError{fmt.Sprintf("--backup-standby=%s: n, y or prefer", f.standby)}
+		}
 		if o.Compress, o.Level, err = f.compression(cmd); err != nil {
 			return err
 		}
@@ -93,7 +135,7 @@ func (r *root) pgBackup() *cobra.Command {
 			if r.f.json {
 				return r.env.printJSON(plan)
 			}
-			_, err := fmt.Fprintf(r.env.Stdout, "%s backup of stanza %s: %d files, %s\n", plan.Type, plan.Stanza, plan.Files, engine.Size(plan.Bytes))
+			_, err := fmt.Fprintf(r.env.Stdout, "%s backup of stanza %s: %d files, %s to copy or compare; %d files, %s unchanged\n", plan.Type, plan.Stanza, plan.Files, engine.Size(plan.Bytes), plan.Unchanged, engine.Size(plan.UnchangedB))
 			return err
 		}
 		res, err := plan.Run(cmd.Context())
@@ -113,8 +155,9 @@ func (r *root) pgBackup() *cobra.Command {
 	}}
 	f.common(c)
 	f.server(c)
+	f.timeout(c)
 	fl := c.Flags()
-	fl.StringVar(&f.typ, "type", "full", "full")
+	fl.StringVar(&f.typ, "type", "full", "full, diff (changes since the last full) or incr (changes since the last backup)")
 	fl.StringVar(&f.compressType, "compress-type", "zst", "none, gz, lz4 or zst")
 	fl.IntVar(&f.compressLevel, "compress-level", 0, "level of the compression (default: the type's)")
 	fl.IntVar(&f.processMax, "process-max", runtime.NumCPU(), "workers")
@@ -123,6 +166,20 @@ func (r *root) pgBackup() *cobra.Command {
 	fl.BoolVar(&f.noChecksumPage, "no-checksum-page", false, "do not verify page checksums")
 	fl.StringSliceVar(&f.exclude, "exclude", nil, "path below the data directory to leave out")
 	fl.StringToStringVar(&f.annotations, "annotation", nil, "key=value stored with the backup")
+	fl.BoolVar(&f.delta, "delta", false, "tell unchanged files by their checksums, not by size and time stamp")
+	fl.BoolVar(&f.bundle, "repo1-bundle", false, "store small files together")
+	fl.Int64Var(&f.bundleSize, "repo1-bundle-size", 20, "original size of a bundle, MiB")
+	fl.Int64Var(&f.bundleLimit, "repo1-bundle-limit", 2, "largest file that goes into a bundle, MiB")
+	fl.BoolVar(&f.block, "repo1-block", false, "store the blocks that changed, not whole files (needs pgbackrest 2.46 or later to read)")
+	fl.BoolVar(&f.hardlink, "repo1-hardlink", false, "link unchanged files into a diff or incr")
+	fl.BoolVar(&f.noResume, "no-resume", false, "do not take over what an interrupted full backup left")
+	fl.BoolVar(&f.noOnline, "no-online", false, "the server is stopped: copy its files without asking it")
+	fl.BoolVar(&f.force, "force", false, "with --no-online: although there is a postmaster.pid")
+	fl.BoolVar(&f.archiveCopy, "archive-copy", false, "store the WAL that the backup needs in it")
+	fl.StringVar(&f.standby, "backup-standby", "n", "y: read most files from the standby pg2; prefer: if it answers")
+	fl.StringVar(&f.standbyPath, "pg2-path", "", "data directory of the standby, on this host")
+	fl.StringVar(&f.standbyHost, "pg2-socket-path", "", "socket directory (or host name) of the standby")
+	fl.IntVar(&f.standbyPort, "pg2-port", 5432, "port of the standby")
 	fl.BoolVar(&r.f.dryRun, "dry-run", false, "show the plan, change nothing")
 	return c
 }
@@ -198,7 +255,7 @@ func (r *root) pgRestore() *cobra.Command {
 
 func (r *root) restoreOptions(f *pgFlags) engine.RestoreOptions {
 	o := engine.RestoreOptions{Set: repo.Label(f.set), DataDir: f.pgPath, Type: engine.TargetType(f.typ), Target: f.target, Exclusive: f.exclusive, Action: f.action, Timeline: f.timeline,
-		RestoreCommand: restoreCommand(r.env.Exe, f.stanza, f.pgPath, []string{f.repoPath}), RecoveryOptions: f.recoveryOptions, ArchiveModeOff: f.archiveMode == "off",
+		RestoreCommand: restoreCommand(r.env.Exe, f.stanza, f.pgPath, f.passFile, []string{f.repoPath}), RecoveryOptions: f.recoveryOptions, ArchiveModeOff: f.archiveMode == "off",
 		TablespaceMap: f.tablespaceMap, TablespaceMapAll: f.tablespaceMapAll, LinkAll: f.linkAll, LinkMap: f.linkMap, ProcessMax: f.processMax}
 	if os.Geteuid() == 0 {
 		o.Owners = true
@@ -214,6 +271,9 @@ func (r *root) pgInfo() *cobra.Command {
 	var output string
 	c := &cobra.Command{Use: "info", Short: "what the repository holds", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		names := []string{f.stanza}
+		if f.repoPath == "" {
+			return &usageError{"--repo1-path is missing"}
+		}
 		if f.stanza == "" {
 			st, err := openPosix(f.repoPath, nil)
 			if err != nil {
@@ -267,6 +327,7 @@ func (r *root) pgCheck() *cobra.Command {
 	}}
 	f.common(c)
 	f.server(c)
+	f.timeout(c)
 	return c
 }
 
@@ -320,6 +381,9 @@ func (r *root) pgStanza(verb string) *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if err := f.checkServer(cmd, control); err != nil {
+			return err
+		}
 		do := s.Create
 		if verb == "stanza-upgrade" {
 			do = s.Upgrade
@@ -335,6 +399,7 @@ func (r *root) pgStanza(verb string) *cobra.Command {
 		return err
 	}}
 	f.common(c)
+	f.server(c)
 	return c
 }
 

@@ -54,8 +54,7 @@ func (r *root) command() *cobra.Command {
 
 The same verbs answer under their old names: alation_conf, alation_action.
 
-exit codes: 0 done; 1 failed; 2 bad use or parameter; 3 done with warnings; 4 another run is working;
-5 refused or not confirmed, nothing changed; 6 a check found damage; 130 interrupted`,
+exit codes: ` + exitHelp(),
 		SilenceErrors: true, SilenceUsage: true, Version: Version,
 	}
 	c.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
@@ -68,6 +67,24 @@ exit codes: 0 done; 1 failed; 2 bad use or parameter; 3 done with warnings; 4 an
 			_, err := fmt.Fprintln(r.env.Stdout, programVersion())
 			return err
 		}})
+	return group(c)
+}
+
+// group makes a command that only holds others print its help, and refuse a word that is none of them: without this a
+// mistyped verb would print the help and end with code 0.
+func group(c *cobra.Command) *cobra.Command {
+	c.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		hint := "see: " + cmd.CommandPath() + " --help"
+		if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+			hint = "did you mean: " + cmd.CommandPath() + " " + near[0]
+		}
+		return &usageError{fmt.Sprintf("%s has no command %q; %s", cmd.CommandPath(), args[0], hint)}
+	}
+	c.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	c.SuggestionsMinimumDistance = 2
 	return c
 }
 
@@ -214,7 +231,9 @@ func (r *root) confCommand() *cobra.Command {
 			if r.f.root != "" {
 				args = append([]string{"--root", r.f.root}, args...)
 			}
-			return confMain(cmd.Context(), r.env, args)
+			asJSON, err := confMain(cmd.Context(), r.env, args)
+			r.f.json = r.f.json || asJSON
+			return err
 		}}
 }
 
@@ -231,7 +250,12 @@ func (r *root) restoreCommand() *cobra.Command {
 	c := &cobra.Command{Use: "restore", Aliases: []string{"destructive_restore_all"}, Short: "bring a set back: alation_action destructive_restore_all", Args: noArgs,
 		Long: `Restores the set that --set, --file or the parameters alation.backup.restore_file and .eb_restore_file name. The plan is
 shown first. What exists is moved aside and given back if the restore fails.`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return restoreAll(cmd.Context(), r.env, r.f, rf) }}
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := rf.check(r.f); err != nil {
+				return err
+			}
+			return restoreAll(cmd.Context(), r.env, r.f, rf)
+		}}
 	f := c.Flags()
 	f.BoolVar(&r.f.dryRun, "dry-run", false, "show the plan and what is missing, change nothing")
 	f.BoolVar(&r.f.yes, "yes", false, "do not ask")
@@ -242,6 +266,19 @@ shown first. What exists is moved aside and given back if the restore fails.`,
 	f.BoolVar(&rf.keep, "keep-replaced", false, "leave what was replaced beside it")
 	f.BoolVar(&rf.giveBack, "give-back", false, "undo an interrupted restore and do nothing else")
 	return c
+}
+
+// check refuses flags of which one would silently be passed over.
+func (rf *restoreFlags) check(f actionFlags) error {
+	switch {
+	case rf.set != "" && rf.file != "":
+		return &usageError{"--set and --file exclude each other: each names what is restored"}
+	case rf.busFile != "" && rf.file == "":
+		return &usageError{"--eb-file goes with --file: a set names its own Event Bus tarball"}
+	case rf.giveBack && (f.dryRun || rf.keep || rf.set != "" || rf.file != "" || rf.until != ""):
+		return &usageError{"--give-back undoes an interrupted restore and takes no other option but --yes"}
+	}
+	return nil
 }
 
 func (r *root) enableCommand() *cobra.Command {

@@ -13,7 +13,7 @@ import (
 func (r *root) setsCommand() *cobra.Command {
 	c := &cobra.Command{Use: "sets", Short: "list, show, inspect, verify and delete backup sets"}
 	c.AddCommand(r.setsList(), r.setsShow(), r.setsInspect(), r.setsVerify(), r.setsDelete())
-	return c
+	return group(c)
 }
 
 // app opens the application for a command that needs no more than the catalogue.
@@ -157,8 +157,12 @@ func (r *root) setsDelete() *cobra.Command {
 			if r.f.json && r.f.dryRun {
 				return r.env.printJSON(plan)
 			}
-			if !r.f.json {
-				if err := r.env.printDeletePlan(plan); err != nil {
+			out := r.env
+			if r.f.json {
+				out = r.env.onStderr()
+			}
+			if !r.f.json || !r.f.yes {
+				if err := out.printDeletePlan(plan); err != nil {
 					return err
 				}
 			}
@@ -166,7 +170,7 @@ func (r *root) setsDelete() *cobra.Command {
 				return nil
 			}
 			if !r.f.yes {
-				if err := r.env.confirm("Type YES to delete", "YES"); err != nil {
+				if err := r.env.confirm(cmd.Context(), "Type YES to delete", "YES"); err != nil {
 					return err
 				}
 			}

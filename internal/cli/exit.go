@@ -5,26 +5,64 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"holdfast/internal/action"
+	"holdfast/internal/catalog"
 	"holdfast/internal/conf"
+	"holdfast/internal/durable"
 	"holdfast/internal/engine"
+	"holdfast/internal/instance"
 	"holdfast/internal/repo"
 )
 
-// Exit codes. docs/commands.md lists them.
+// Exit codes. exitCodes says what they mean.
 const (
 	exitOK       = 0
-	exitFailed   = 1   // also: archive-get did not find the file, as restore_command expects
-	exitUsage    = 2   // the command line or a parameter is wrong; nothing was changed
-	exitWarnings = 3   // done, and something needs attention
-	exitBusy     = 4   // another run holds the lock
-	exitRefused  = 5   // the plan says why not, or it was not confirmed; nothing was changed
-	exitFindings = 6   // a check found damage
-	exitArchive  = 126 // archive-get could not look: PostgreSQL must stop, not end recovery early
+	exitFailed   = 1
+	exitUsage    = 2
+	exitWarnings = 3
+	exitBusy     = 4
+	exitRefused  = 5
+	exitFindings = 6
+	exitArchive  = 126 // above 125, where PostgreSQL gives recovery up instead of taking it for ended
 	exitSignal   = 130
 )
+
+// exitCodes is what help and docs/commands.md print: a few words for a terminal, and the whole of it.
+var exitCodes = []struct {
+	code         int
+	short, whole string
+}{
+	{exitOK, "done", "done"},
+	{exitFailed, "failed", "failed; `archive-get`: not in the archive, as `restore_command` is to say it"},
+	{exitUsage, "bad use or parameter", "the command line or a parameter is wrong, or names a set that is not there; nothing was changed"},
+	{exitWarnings, "done with warnings", "done, and a warning needs attention"},
+	{exitBusy, "another run is working", "another run works on the instance, the stanza or the parameters; the message says which"},
+	{exitRefused, "refused or not confirmed, nothing changed", "refused by the plan or by `pgbackrest stop`, or not confirmed; nothing was changed"},
+	{exitFindings, "a check found damage", "a check found damage"},
+	{exitArchive, "archive-get could not look", "`archive-get` could not look: PostgreSQL stops instead of ending recovery early"},
+	{exitSignal, "interrupted", "interrupted"},
+}
+
+// exitHelp is the table as one sentence, broken before it gets too wide for a terminal.
+func exitHelp() string {
+	var b strings.Builder
+	width := len("exit codes: ")
+	for i, c := range exitCodes {
+		item := fmt.Sprintf("%d %s", c.code, c.short)
+		if i > 0 {
+			item = "; " + item
+		}
+		if width += len(item); width > 110 {
+			item = ";\n" + item[2:]
+			width = len(item)
+		}
+		b.WriteString(item)
+	}
+	return b.String()
+}
 
 // refusedError says that nothing was done, on purpose.
 type refusedError struct{ text string }
@@ -46,6 +84,16 @@ type findingsError struct{ n int }
 
 func (e *findingsError) Error() string { return fmt.Sprintf("%d finding(s)", e.n) }
 
+// sentinelCodes says which errors of the packages below mean more than "failed".
+var sentinelCodes = []struct {
+	code int
+	errs []error
+}{
+	{exitUsage, []error{conf.ErrRefused, catalog.ErrUnknown, engine.ErrTablespaceMap, engine.ErrLinkMap, engine.ErrLinkInside, engine.ErrDBMissing, engine.ErrDBInvalid}},
+	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, instance.ErrNoInstance, action.ErrRestart}},
+	{exitBusy, []error{action.ErrBusy, repo.ErrLocked, durable.ErrLocked}},
+}
+
 // exitCode is the one place where errors become codes.
 func exitCode(err error) int {
 	var refused *refusedError
@@ -60,17 +108,19 @@ func exitCode(err error) int {
 		return exitArchive
 	case errors.Is(err, context.Canceled):
 		return exitSignal
-	case errors.As(err, &usage), errors.Is(err, conf.ErrRefused):
+	case errors.As(err, &usage):
 		return exitUsage
 	case errors.As(err, &warnings):
 		return exitWarnings
 	case errors.As(err, &findings):
 		return exitFindings
-	case errors.As(err, &refused), errors.Is(err, engine.ErrTargetNotEmpty), errors.Is(err, engine.ErrTargetRunning), errors.Is(err, engine.ErrLastBackup),
-		errors.Is(err, action.ErrRestart):
+	case errors.As(err, &refused):
 		return exitRefused
-	case errors.Is(err, action.ErrBusy), errors.Is(err, repo.ErrLocked):
-		return exitBusy
+	}
+	for _, s := range sentinelCodes {
+		if slices.ContainsFunc(s.errs, func(sentinel error) bool { return errors.Is(err, sentinel) }) {
+			return s.code
+		}
 	}
 	return exitFailed
 }

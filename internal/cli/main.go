@@ -17,6 +17,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,6 +38,7 @@ type Env struct {
 	Exe           string // this program's path, for archive_command
 	Getwd         func() (string, error)
 	Kill          func() // ends the process as kill -9 does; for tests that die at a step
+	Stop          func() // stops the process until it gets SIGCONT; for tests that change the world at a step
 	ExecID        string // "<pid>-<8 hex>"
 }
 
@@ -49,6 +51,7 @@ func Process() *Env {
 	return &Env{Args: os.Args, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Environ: os.Environ, Now: time.Now,
 		Terminal: isTerminal(os.Stderr), StdinTerminal: isTerminal(os.Stdin), Exe: exe, Getwd: os.Getwd,
 		Kill:   func() { _ = unix.Kill(os.Getpid(), unix.SIGKILL) },
+		Stop:   func() { _ = unix.Kill(os.Getpid(), unix.SIGSTOP) },
 		ExecID: fmt.Sprintf("%d-%08x", os.Getpid(), rand.Uint32())}
 }
 
@@ -68,7 +71,8 @@ func Main(ctx context.Context, env *Env) int {
 	name := filepath.Base(env.Args[0])
 	switch name {
 	case "alation_conf":
-		return env.exit(name, confMain(ctx, env, env.Args[1:]), false)
+		asJSON, err := confMain(ctx, env, env.Args[1:])
+		return env.exit(name, err, asJSON)
 	case "alation_action":
 		return actionMain(ctx, env, env.Args[1:])
 	case "pgbackrest":
@@ -81,20 +85,62 @@ func Main(ctx context.Context, env *Env) int {
 	return rootMain(ctx, env)
 }
 
-// confirm asks on standard error and reads one line; anything but want is a refusal.
-func (e *Env) confirm(question, want string) error {
+// maxAnswer bounds what confirm reads of one answer, in bytes.
+const maxAnswer = 4096
+
+// confirm asks on standard error and reads one line; anything but want is a refusal. A cancelled ctx ends the waiting.
+func (e *Env) confirm(ctx context.Context, question, want string) error {
 	if _, err := fmt.Fprintf(e.Stderr, "%s [%s]: ", question, want); err != nil {
 		return err
 	}
-	line, err := bufio.NewReader(e.Stdin).ReadString('\n')
+	line, err := bufio.NewReader(io.LimitReader(e.stdin(ctx), maxAnswer)).ReadString('\n')
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	if err != nil && (err != io.EOF || line == "") {
 		return &refusedError{"not confirmed (nothing on standard input): nothing was changed"}
 	}
-	for len(line) > 0 && (line[len(line)-1] == '\n' || line[len(line)-1] == '\r') {
-		line = line[:len(line)-1]
-	}
+	line = strings.TrimRight(line, "\r\n")
 	if line != want {
 		return &refusedError{fmt.Sprintf("not confirmed (the answer was not %s): nothing was changed", want)}
 	}
 	return nil
+}
+
+// onStderr is the same world with standard output going to standard error: for a plan that somebody is asked about while
+// standard output is for one JSON document.
+func (e *Env) onStderr() *Env {
+	c := *e
+	c.Stdout = e.Stderr
+	return &c
+}
+
+// stdin is standard input, read so that a cancelled ctx ends a Read: at a prompt an interrupt has to end the command,
+// not to wait for the next line. A Read that was left behind goes on to its end and what it gets is lost, which does no
+// harm to a process that is about to exit.
+func (e *Env) stdin(ctx context.Context) io.Reader { return &cancelReader{ctx: ctx, r: e.Stdin} }
+
+type cancelReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+// Read implements io.Reader.
+func (c *cancelReader) Read(p []byte) (int, error) {
+	type result struct {
+		b   []byte
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		b := make([]byte, len(p)) // not p: after a cancelled Read it is the caller's again
+		n, err := c.r.Read(b)
+		done <- result{b[:n], err}
+	}()
+	select {
+	case r := <-done:
+		return copy(p, r.b), r.err
+	case <-c.ctx.Done():
+		return 0, c.ctx.Err()
+	}
 }

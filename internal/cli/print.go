@@ -3,6 +3,8 @@ package cli
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -36,6 +38,9 @@ func (e *Env) printBackupPlan(b *action.BackupPlan) error {
 	}
 	if b.EventBus {
 		p.f("  eventbus  every selected topic\n")
+	}
+	for _, u := range b.Unfinished {
+		p.f("first: %s\n", u)
 	}
 	for _, w := range b.WhatIsWrong {
 		p.f("wrong: %s\n", w)
@@ -119,13 +124,18 @@ func (e *Env) printRestorePlan(r *action.RestorePlan) error {
 		aside = "replaces (moved aside and kept):"
 	}
 	list(aside, r.Replaces)
+	var spaces []string
+	for _, name := range slices.Sorted(maps.Keys(r.Tablespaces)) {
+		spaces = append(spaces, name+" in "+r.Tablespaces[name])
+	}
+	list("tablespaces (stanza/name):", spaces)
 	list("creates:", r.Creates)
 	list("replaces the topics:", r.Topics)
 	if r.Set != nil {
 		p.f("space: %s needed, %s free\n", engine.Size(r.NeedBytes), engine.Size(int64(min(r.FreeBytes, 1<<62))))
 	}
 	if r.GivesBack != "" {
-		p.f("an interrupted restore (%s) is given back first\n", r.GivesBack)
+		p.f("an interrupted restore (%s) is given back first; what stands in its place now is kept beside it\n", r.GivesBack)
 	}
 	list("notes:", r.Notes)
 	list("missing or wrong:", r.Missing)

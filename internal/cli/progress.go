@@ -16,6 +16,7 @@ type listener struct {
 	quiet  bool // --json: nothing but errors on standard error
 	logs   func(line string)
 	killAt string // a step, "verb:name", at which the process dies; for tests
+	stopAt string // a step at which the process stops until it gets SIGCONT; for tests
 
 	total, moved atomic.Int64
 	began        atomic.Int64 // Unix nanoseconds
@@ -27,12 +28,13 @@ type listener struct {
 	shown    bool
 }
 
-// newListener listens for one command. Tests that die at a step set HOLDFAST_TEST_KILL_AT=verb:name.
+// newListener listens for one command. Tests that die at a step set HOLDFAST_TEST_KILL_AT=verb:name, those that change the
+// world at a step HOLDFAST_TEST_STOP_AT=verb:name.
 func newListener(env *Env, quiet bool, logs func(string)) *listener {
 	if logs == nil {
 		logs = func(string) {}
 	}
-	return &listener{env: env, quiet: quiet, logs: logs, killAt: env.Getenv("HOLDFAST_TEST_KILL_AT")}
+	return &listener{env: env, quiet: quiet, logs: logs, killAt: env.Getenv("HOLDFAST_TEST_KILL_AT"), stopAt: env.Getenv("HOLDFAST_TEST_STOP_AT")}
 }
 
 func (l *listener) on(e engine.Event) {
@@ -65,8 +67,11 @@ func (l *listener) onStep(e engine.Step) {
 	l.step = e.Verb + " " + e.Name
 	l.total.Store(0)
 	l.mu.Unlock()
-	if l.killAt == e.Verb+":"+e.Name {
+	switch e.Verb + ":" + e.Name {
+	case l.killAt:
 		l.env.Kill()
+	case l.stopAt:
+		l.env.Stop()
 	}
 	l.draw(true)
 }

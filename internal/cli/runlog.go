@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"holdfast/internal/durable"
 )
 
@@ -40,10 +42,12 @@ func (l *runLog) line(text string) {
 
 // append opens and closes each time: a restore may move the directory in between.
 func (l *runLog) append(text string) error {
-	f, err := os.OpenFile(l.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+	// The directory is the application's, which must not turn root's writing and chown to a file of its choice.
+	const flags = os.O_APPEND | os.O_CREATE | os.O_WRONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK
+	f, err := os.OpenFile(l.path, flags, 0o640)
 	if os.IsNotExist(err) {
 		if err = durable.MkdirAllOwned(filepath.Dir(l.path), 0o755, l.owner); err == nil {
-			f, err = os.OpenFile(l.path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+			f, err = os.OpenFile(l.path, flags, 0o640)
 		}
 	}
 	if err != nil {

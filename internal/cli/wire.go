@@ -185,7 +185,7 @@ func wireRepository(env *Env, w *wired, o *action.Options) error {
 	for i := range o.Clusters {
 		c := &o.Clusters[i]
 		c.ArchiveCommand = archiveCommand(w.programPath(env), c.Stanza, o.RepoDir, c.DataDir, o.Compress, o.Level)
-		c.RestoreCommand = func(dirs ...string) string { return restoreCommand(w.programPath(env), c.Stanza, c.DataDir, dirs) }
+		c.RestoreCommand = func(dirs ...string) string { return restoreCommand(w.programPath(env), c.Stanza, c.DataDir, "", dirs) }
 	}
 	return nil
 }
@@ -225,8 +225,11 @@ func archiveCommand(exe, stanza, repoDir, dataDir string, c repo.CompressType, l
 		"--compress-type=" + string(c), "--compress-level=" + strconv.Itoa(level), `"%p"`}, " ")
 }
 
-func restoreCommand(exe, stanza, dataDir string, dirs []string) string {
+func restoreCommand(exe, stanza, dataDir, passFile string, dirs []string) string {
 	words := []string{shellQuote(exe), "pg", "archive-get", "--stanza=" + stanza, shellQuote("--pg1-path=" + dataDir)}
+	if passFile != "" {
+		words = append(words, shellQuote("--repo1-cipher-pass-file="+passFile))
+	}
 	for i, d := range dirs {
 		words = append(words, shellQuote(fmt.Sprintf("--repo%d-path=%s", i+1, d)))
 	}
@@ -249,12 +252,13 @@ func wireFiles(_ *Env, w *wired, o *action.Options) error {
 	used := map[string]bool{}
 	for _, p := range w.values.List(conf.KeyFilesPaths) {
 		host := w.in.Resolve(p)
-		if _, err := os.Lstat(host); os.IsNotExist(err) && !w.values.IsSet(string(conf.KeyFilesPaths)) {
-			continue // a directory of the default list that this application does not have
-		}
 		rel, err := filepath.Rel(w.in.Root(), host)
 		if err != nil {
 			return err
+		}
+		if _, err := os.Lstat(host); os.IsNotExist(err) && !w.values.IsSet(string(conf.KeyFilesPaths)) {
+			o.Files.Absent = append(o.Files.Absent, rel)
+			continue // a directory of the default list that this application does not have
 		}
 		name := strings.Trim(strings.Map(func(r rune) rune {
 			if r == '/' || r == ' ' {
@@ -270,7 +274,11 @@ func wireFiles(_ *Env, w *wired, o *action.Options) error {
 	slices.SortFunc(o.Files.Trees, func(a, b catalog.Tree) int { return strings.Compare(a.Path, b.Path) })
 	o.Files.Exclude = w.values.List(conf.KeyFilesExclude)
 	o.Files.SkipDirs = []string{w.in.CatalogDir(), w.in.LockDir()}
-	return nil
+	names, err := w.in.Accounts()
+	if err == nil && names != nil {
+		o.Files.UserName, o.Files.GroupName, o.Files.UserID, o.Files.GroupID = names.UserName, names.GroupName, names.UserID, names.GroupID
+	}
+	return err
 }
 
 // wireBus: the event bus, when the application has one.
@@ -314,7 +322,32 @@ func params(in *instance.Instance) []action.ParamFile {
 // stanzaFlags are the options that every engine verb shares, with pgBackRest's names.
 type stanzaFlags struct {
 	stanza, pgPath, host, user, repoPath, lockPath string
+	passFile                                       string // holds the repository's passphrase; empty: from the environment, or none
 	port, processMax                               int
+}
+
+// passphrase reads the repository's passphrase from its file or the environment. It is never on a command line, which
+// every user of the host can read.
+func (f *stanzaFlags) passphrase(env *Env) (repo.Secret, error) {
+	if f.passFile == "" {
+		return repo.Secret(env.Getenv("PGBACKREST_REPO1_CIPHER_PASS")), nil
+	}
+	info, err := os.Stat(f.passFile)
+	if err != nil {
+		return "", fmt.Errorf("passphrase of the repository: %w", err)
+	}
+	if info.Mode().Perm()&0o007 != 0 {
+		return "", fmt.Errorf("passphrase of the repository: every user can read %s; run: chmod o= %s", f.passFile, f.passFile)
+	}
+	b, err := os.ReadFile(f.passFile)
+	if err != nil {
+		return "", fmt.Errorf("passphrase of the repository: %w", err)
+	}
+	pass := strings.TrimRight(string(b), "\r\n")
+	if pass == "" {
+		return "", fmt.Errorf("passphrase of the repository: %s is empty", f.passFile)
+	}
+	return repo.Secret(pass), nil
 }
 
 // open returns the stanza on the repository of the flags.
@@ -336,11 +369,15 @@ func (f *stanzaFlags) open(env *Env, l *listener) (*engine.Stanza, error) {
 	if err != nil {
 		return nil, err
 	}
+	pass, err := f.passphrase(env)
+	if err != nil {
+		return nil, err
+	}
 	events := func(engine.Event) {}
 	if l != nil {
 		events = l.on
 	}
-	return engine.New(engine.Options{Stanza: f.stanza, Storage: st, LockDir: f.lockPath, ExecID: env.ExecID, Version: programVersion(), Now: env.Now, Events: events})
+	return engine.New(engine.Options{Stanza: f.stanza, Storage: st, Pass: pass, LockDir: f.lockPath, ExecID: env.ExecID, Version: programVersion(), Now: env.Now, Events: events})
 }
 
 func (f *stanzaFlags) conn() pg.ConnOptions {

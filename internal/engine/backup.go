@@ -7,7 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"holdfast/internal/pg"
@@ -60,12 +62,15 @@ const (
 // BackupPlan is what a backup would do, computed without any change to cluster or repository.
 type BackupPlan struct {
 	Stanza       string            `json:"stanza"`
-	Type         repo.BackupType   `json:"type"`
+	Type         repo.BackupType   `json:"type"`            // what it will be
+	Prior        repo.Label        `json:"prior,omitempty"` // the backup that a diff or incr builds on
 	DataDir      string            `json:"data_dir"`
 	Version      string            `json:"pg_version"`
 	SystemID     uint64            `json:"system_id"`
-	Files        int               `json:"files"`
-	Bytes        int64             `json:"bytes"` // original bytes to copy
+	Files        int               `json:"files"`           // to copy
+	Bytes        int64             `json:"bytes"`           // original bytes to copy, or to compare
+	Unchanged    int               `json:"unchanged"`       // files left to the backups before
+	UnchangedB   int64             `json:"unchanged_bytes"` // their original bytes
 	Compress     repo.CompressType `json:"compress"`
 	ChecksumPage bool              `json:"checksum_page"`
 	Warnings     []string          `json:"warnings,omitempty"`
@@ -73,6 +78,8 @@ type BackupPlan struct {
 	s       *Stanza
 	o       BackupOptions
 	control pg.Control
+	prior   *repo.Manifest // nil for a full backup
+	level   int            // of the compression
 }
 
 // BackupResult is what a finished backup says of itself.
@@ -87,17 +94,11 @@ type BackupResult struct {
 	Vanished     int             `json:"vanished"`
 }
 
-// PlanBackup connects, checks cluster and stanza against each other and looks at the size of the data directory.
+// PlanBackup connects, checks cluster and stanza against each other, chooses the backup to build on and looks at the files
+// of the data directory.
 func (s *Stanza) PlanBackup(ctx context.Context, o BackupOptions) (*BackupPlan, error) {
-	if o.Type == "" {
-		o.Type = repo.Full
-	}
-	if o.Type != repo.Full {
-		return nil, fmt.Errorf("stanza %s: backup type %s is not supported by this version; use --type=full", s.o.Stanza, o.Type)
-	}
-	o.ProcessMax = max(o.ProcessMax, 1)
-	if o.ArchiveTimeout <= 0 {
-		o.ArchiveTimeout = time.Minute
+	if err := o.complete(); err != nil {
+		return nil, fmt.Errorf("stanza %s: %w", s.o.Stanza, err)
 	}
 	ai, bi, err := s.loadInfos(ctx)
 	if err != nil {
@@ -111,28 +112,91 @@ func (s *Stanza) PlanBackup(ctx context.Context, o BackupOptions) (*BackupPlan, 
 		return nil, err
 	}
 	p := &BackupPlan{Stanza: s.o.Stanza, Type: o.Type, DataDir: o.DataDir, Version: control.Version.String(), SystemID: control.SystemID,
-		Compress: o.Compress, s: s, o: o, control: control}
-	conn, err := pg.Connect(ctx, o.Conn)
-	if err != nil {
+		s: s, o: o, control: control}
+	warn := func(f string, a ...any) { p.Warnings = append(p.Warnings, fmt.Sprintf(f, a...)) }
+	if err := p.look(ctx); err != nil {
 		return nil, fmt.Errorf("stanza %s: %w", s.o.Stanza, err)
 	}
-	facts, err := conn.Facts(ctx)
-	if err = errors.Join(err, conn.Close()); err != nil {
-		return nil, fmt.Errorf("stanza %s: ask the server about itself: %w", s.o.Stanza, err)
-	}
-	if err := p.check(facts); err != nil {
+	if err := p.settle(ctx, bi, warn); err != nil {
 		return nil, fmt.Errorf("stanza %s: %w", s.o.Stanza, err)
 	}
-	sc := p.newScan(ctx, &repo.Manifest{}, nil)
-	sc.warn = func(f string, a ...any) { p.Warnings = append(p.Warnings, fmt.Sprintf(f, a...)) }
+	sc := p.newScan(ctx, &repo.Manifest{Bundle: o.Bundle}, nil)
+	sc.m.Options.Online = !o.Offline
+	sc.warn = warn
 	if err := sc.run(); err != nil {
 		return nil, fmt.Errorf("stanza %s: look through %s: %w", s.o.Stanza, o.DataDir, err)
 	}
-	p.Files = len(sc.m.Files)
-	for i := range sc.m.Files {
-		p.Bytes += sc.m.Files[i].Size
+	work, _ := p.merge(sc.m, fmt.Sprintf("%08X", control.CheckpointTimeline), s.o.Now().Unix()+1, o.Delta, warn)
+	for _, t := range work {
+		p.Files++
+		p.Bytes += sc.m.Files[t.index].Size
 	}
+	for i := range sc.m.Files {
+		p.UnchangedB += sc.m.Files[i].Size
+	}
+	p.Unchanged, p.UnchangedB = len(sc.m.Files)-p.Files, p.UnchangedB-p.Bytes
+	p.prior = nil // Run loads it again, under the lock
 	return p, nil
+}
+
+// complete sets defaults and refuses what does not go together.
+func (o *BackupOptions) complete() error {
+	switch o.Type {
+	case "":
+		o.Type = repo.Full
+	case repo.Full, repo.Diff, repo.Incr:
+	default:
+		return fmt.Errorf("backup type %q: allowed are full, diff, incr", o.Type)
+	}
+	o.ProcessMax = max(o.ProcessMax, 1)
+	if o.ArchiveTimeout <= 0 {
+		o.ArchiveTimeout = time.Minute
+	}
+	for _, v := range []struct {
+		at    *int64
+		value int64
+	}{{&o.BundleSize, defaultBundleSize}, {&o.BundleLimit, defaultBundleLimit}, {&o.SaveThreshold, defaultSaveThreshold}} {
+		if *v.at <= 0 {
+			*v.at = v.value
+		}
+	}
+	if o.Offline {
+		o.ArchiveCheck = false
+	}
+	switch {
+	case o.Hardlink && o.Bundle:
+		return errors.New("hard links and bundles exclude each other: files in a bundle can't be linked")
+	case o.ArchiveCopy && !o.ArchiveCheck:
+		return errors.New("WAL can only be copied into the backup (archive-copy) when it is waited for (archive-check) and the server is running")
+	case o.Offline && o.Standby != StandbyNo:
+		return errors.New("a backup from a standby needs a running server")
+	}
+	return nil
+}
+
+// look asks the server about itself, or makes sure that there is none.
+func (p *BackupPlan) look(ctx context.Context) error {
+	if p.o.Offline {
+		if _, err := os.Stat(filepath.Join(p.o.DataDir, "postmaster.pid")); err == nil {
+			if !p.o.Force {
+				return fmt.Errorf("%w: %s has a postmaster.pid; stop the server for an offline backup, or make an online one", ErrTargetRunning, p.o.DataDir)
+			}
+			p.Warnings = append(p.Warnings, "the data directory has a postmaster.pid: if the server runs, this backup is not consistent")
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		p.decidePages()
+		return nil
+	}
+	conn, err := pg.Connect(ctx, p.o.Conn)
+	if err != nil {
+		return err
+	}
+	facts, err := conn.Facts(ctx)
+	if err = errors.Join(err, conn.Close()); err != nil {
+		return fmt.Errorf("ask the server about itself: %w", err)
+	}
+	return p.check(facts)
 }
 
 // check compares the running server with the data directory and decides on page checksums.
@@ -149,6 +213,11 @@ func (p *BackupPlan) check(f pg.ServerFacts) error {
 	if f.ArchiveMode == "off" && p.o.ArchiveCheck {
 		return errors.New("archive_mode is off: set it to on, restart PostgreSQL, and run: holdfast pg check")
 	}
+	p.decidePages()
+	return nil
+}
+
+func (p *BackupPlan) decidePages() {
 	p.ChecksumPage = p.control.DataChecksumVersion != 0
 	if want := p.o.ChecksumPage; want != nil {
 		if *want && !p.ChecksumPage {
@@ -156,7 +225,6 @@ func (p *BackupPlan) check(f pg.ServerFacts) error {
 		}
 		p.ChecksumPage = p.ChecksumPage && *want
 	}
-	return nil
 }
 
 func realPath(p string) string {
@@ -167,7 +235,7 @@ func realPath(p string) string {
 }
 
 func (p *BackupPlan) newScan(ctx context.Context, m *repo.Manifest, spaces []pg.Tablespace) *scan {
-	sc := &scan{ctx: ctx, m: m, root: filepath.Clean(p.o.DataDir), version: p.control.Version, online: true, names: newOwnerNames(), warn: p.s.warn,
+	sc := &scan{ctx: ctx, m: m, root: filepath.Clean(p.o.DataDir), version: p.control.Version, online: !p.o.Offline, names: newOwnerNames(), warn: p.s.warn,
 		exclude: make(map[string]bool)}
 	for _, e := range p.o.Exclude {
 		sc.exclude["pg_data/"+e] = true
@@ -181,8 +249,8 @@ func (p *BackupPlan) newScan(ctx context.Context, m *repo.Manifest, spaces []pg.
 	return sc
 }
 
-// Run makes the backup. On error, or when ctx is cancelled, PostgreSQL is out of backup mode, the repository's backups are
-// as before, and what was copied is removed by the next backup. Result.Label exists once Run returns nil.
+// Run makes the backup. On error, or when ctx is cancelled, PostgreSQL is out of backup mode and the repository's backups
+// are as before; what was copied is resumed or removed by the next backup. Result.Label exists once Run returns nil.
 func (p *BackupPlan) Run(ctx context.Context) (*BackupResult, error) {
 	s := p.s
 	if err := s.stopped(); err != nil {
@@ -202,17 +270,20 @@ func (p *BackupPlan) Run(ctx context.Context) (*BackupResult, error) {
 // backupRun is the state of one running backup.
 type backupRun struct {
 	*BackupPlan
-	began  time.Time
-	ai     *repo.ArchiveInfo
-	bi     *repo.BackupInfo
-	db     repo.DB
-	conn   *pg.Conn
-	m      *repo.Manifest
-	sc     *scan
-	newest repo.Label // the label must sort after it
-	start  pg.BackupStarted
-	tli    uint32
-	res    BackupResult
+	began   time.Time
+	ai      *repo.ArchiveInfo
+	bi      *repo.BackupInfo
+	db      repo.DB
+	conn    *pg.Conn // nil when offline
+	standby *standby // nil: everything is read from the primary
+	m       *repo.Manifest
+	sc      *scan
+	newest  repo.Label     // the label must sort after it
+	resume  *repo.Manifest // of an interrupted run that this one takes over
+	delta   bool           // time stamps are not trusted
+	start   pg.BackupStarted
+	tli     uint32
+	res     BackupResult
 }
 
 func (p *BackupPlan) run(ctx context.Context) (*BackupResult, error) {
@@ -220,28 +291,13 @@ func (p *BackupPlan) run(ctx context.Context) (*BackupResult, error) {
 	if err := r.prepare(ctx); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	if err := r.begin(ctx); err != nil {
-		// Closing the session takes PostgreSQL out of backup mode; its own error adds nothing to err.
-		return nil, errors.Join(err, r.conn.Close())
+	var err error
+	if p.o.Offline {
+		err = r.copyOffline(ctx)
+	} else {
+		err = r.copyOnline(ctx)
 	}
-	waited := make(chan error, 1)
-	go func() {
-		err := r.awaitFirst(ctx)
-		if err != nil {
-			cancel(err) // broken archiving ends the copy early instead of after it
-		}
-		waited <- err
-	}()
-	err := r.copyFiles(ctx)
-	if werr := <-waitOrCancel(waited, cancel, err); werr != nil && !errors.Is(werr, context.Canceled) {
-		err = werr
-	}
-	if err == nil {
-		err = r.stop(ctx)
-	}
-	if err = errors.Join(err, r.conn.Close()); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	if err := r.awaitWAL(ctx); err != nil {
@@ -254,15 +310,57 @@ func (p *BackupPlan) run(ctx context.Context) (*BackupResult, error) {
 	return &r.res, nil
 }
 
-// waitOrCancel gives the waiter its result; a failed copy ends the wait at once.
-func waitOrCancel(waited chan error, cancel context.CancelCauseFunc, copyErr error) chan error {
-	if copyErr != nil {
-		cancel(copyErr)
+// copyOnline copies the files of a running cluster, between pg_backup_start and pg_backup_stop.
+func (r *backupRun) copyOnline(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, r.disconnect()) }() // closing the session takes PostgreSQL out of backup mode
+	if err := r.connect(ctx); err != nil {
+		return err
 	}
-	return waited
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	work, err := r.begin(ctx)
+	if err != nil {
+		return err
+	}
+	waited := make(chan error, 1)
+	go func() {
+		err := r.awaitFirst(ctx)
+		if err != nil {
+			cancel(err) // broken archiving ends the copy early instead of after it
+		}
+		waited <- err
+	}()
+	err = r.copyFiles(ctx, work)
+	if err != nil {
+		cancel(err) // ends the wait at once
+	}
+	if werr := <-waited; werr != nil && !errors.Is(werr, context.Canceled) {
+		err = werr
+	}
+	if err == nil {
+		err = r.stop(ctx)
+	}
+	return err
 }
 
-// prepare loads the info files under the lock, clears what interrupted runs left, and connects.
+// copyOffline copies the files of a stopped cluster.
+func (r *backupRun) copyOffline(ctx context.Context) error {
+	r.start.Time = r.s.o.Now()
+	work, err := r.scan(ctx, nil, nil)
+	if err != nil {
+		return err
+	}
+	if err := r.copyFiles(ctx, work); err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(r.o.DataDir, "postmaster.pid")); err == nil && !r.o.Force {
+		return fmt.Errorf("%w: the server was started during the offline backup", ErrTargetRunning)
+	}
+	r.m.TimeStop = r.s.o.Now().Unix()
+	return nil
+}
+
+// prepare loads the info files under the lock and deals with what interrupted runs left.
 func (r *backupRun) prepare(ctx context.Context) error {
 	s := r.s
 	s.step("backup", "prepare", s.o.Stanza)
@@ -281,39 +379,39 @@ func (r *backupRun) prepare(ctx context.Context) error {
 		s.warn("%s", w)
 	}
 	r.db = r.bi.DB()
+	if err := r.settle(ctx, r.bi, func(string, ...any) {}); err != nil { // the plan has said it all
+		return err
+	}
 	if r.newest, err = repo.NewestLabel(ctx, s.o.Storage, s.o.Stanza, ""); err != nil {
 		return err
 	}
 	for _, l := range r.bi.Backups {
 		r.newest = max(r.newest, l.Label)
 	}
-	if err := s.clearUnfinished(ctx); err != nil {
-		return err
-	}
-	if r.conn, err = pg.Connect(ctx, r.o.Conn); err != nil {
-		return err
-	}
-	return nil
+	return r.clearUnfinished(ctx)
 }
 
-// clearUnfinished removes label directories that are no backups: what interrupted runs left.
-func (s *Stanza) clearUnfinished(ctx context.Context) error {
-	var drop []repo.Label
-	for d, err := range repo.Labels(ctx, s.o.Storage, s.o.Stanza) {
-		if err != nil {
-			return err
-		}
-		if !d.Manifest {
-			drop = append(drop, d.Label)
-		}
+func (r *backupRun) connect(ctx context.Context) (err error) {
+	if r.conn, err = pg.Connect(ctx, r.o.Conn); err != nil || r.o.Standby == StandbyNo {
+		return err
 	}
-	for _, l := range drop {
-		s.warn("backup %s was interrupted: its files are removed", l)
-		if err := s.removeTree(ctx, repo.BackupDir(s.o.Stanza)+"/"+string(l)); err != nil {
-			return err
-		}
+	r.standby, err = r.findStandby(ctx)
+	if err != nil && r.o.Standby == StandbyPrefer && ctx.Err() == nil {
+		r.s.warn("no standby to read from, the primary serves the whole backup: %v", err)
+		return nil
 	}
-	return nil
+	return err
+}
+
+func (r *backupRun) disconnect() error {
+	var errs []error
+	if r.standby != nil {
+		errs = append(errs, r.standby.conn.Close())
+	}
+	if r.conn != nil {
+		errs = append(errs, r.conn.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // removeTree deletes every object below dir, in batches; on a file system also directories and links.
@@ -340,53 +438,95 @@ func (s *Stanza) removeTree(ctx context.Context, dir string) error {
 	return flush()
 }
 
-// begin puts PostgreSQL into backup mode and builds the manifest.
-func (r *backupRun) begin(ctx context.Context) error {
+// begin puts PostgreSQL into backup mode and builds the manifest and the list of files to copy.
+func (r *backupRun) begin(ctx context.Context) ([]todo, error) {
 	s := r.s
 	s.step("backup", "start", "pg_backup_start")
 	var err error
 	label := "pgBackRest backup started at " + s.o.Now().In(s.o.Local).Format("2006-01-02 15:04:05 -07")
 	if r.start, err = r.conn.BackupStart(ctx, label, r.o.Fast); err != nil {
-		return err
+		return nil, err
 	}
 	control, _, err := pg.ReadControl(ctx, r.o.DataDir)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	tli, err := strconv.ParseUint(r.start.Segment[:8], 16, 32)
 	if err != nil {
-		return fmt.Errorf("WAL segment name %q: %w", r.start.Segment, err)
+		return nil, fmt.Errorf("WAL segment name %q: %w", r.start.Segment, err)
 	}
 	r.tli = uint32(tli)
 	if control.Checkpoint < r.start.LSN || control.CheckpointTimeline != r.tli {
-		return fmt.Errorf("pg_control of %s has checkpoint %s on timeline %d, but the backup started at %s on timeline %d: the data directory is not that of the server which answers",
+		return nil, fmt.Errorf("pg_control of %s has checkpoint %s on timeline %d, but the backup started at %s on timeline %d: the data directory is not that of the server which answers",
 			r.o.DataDir, control.Checkpoint, control.CheckpointTimeline, r.start.LSN, r.tli)
 	}
 	r.control = control
 	if err := r.ensureHistory(ctx); err != nil {
-		return err
+		return nil, err
+	}
+	if r.standby != nil {
+		s.step("backup", "standby", r.o.StandbyDataDir)
+		if err := r.standby.conn.AwaitReplay(ctx, r.start.LSN, r.o.ArchiveTimeout); err != nil {
+			return nil, err
+		}
 	}
 	spaces, err := r.conn.Tablespaces(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	dbs, err := r.conn.Databases(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
+	return r.scan(ctx, spaces, dbs)
+}
+
+// scan builds the manifest from the data directory, decides what is to be copied, names the backup and saves the manifest
+// so that the run can be resumed.
+func (r *backupRun) scan(ctx context.Context, spaces []pg.Tablespace, dbs []pg.Database) ([]todo, error) {
+	s := r.s
 	r.m = r.newManifest(dbs)
 	r.sc = r.newScan(ctx, r.m, spaces)
 	s.step("backup", "manifest", r.o.DataDir)
 	if err := r.sc.run(); err != nil {
-		return fmt.Errorf("look through %s: %w", r.o.DataDir, err)
+		return nil, fmt.Errorf("look through %s: %w", r.o.DataDir, err)
 	}
-	// One second later than now: see copyFiles, which holds back files whose time stamp could still stay the same.
+	// One second later than now: see jobs, which holds back files whose time stamp could still stay the same.
 	r.m.TimeCopyStart = s.o.Now().Unix() + 1
-	if r.m.Label, err = repo.NewLabel(r.start.Time.In(s.o.Local), r.o.Type, "", r.newest); err != nil {
+	timeline := ""
+	if !r.o.Offline {
+		timeline = r.start.Segment[:8]
+	}
+	var work []todo
+	work, r.delta = r.merge(r.m, timeline, r.m.TimeCopyStart, r.o.Delta, s.warn)
+	r.m.Options.Delta = r.delta
+	if err := r.name(); err != nil {
+		return nil, err
+	}
+	if err := r.resumeFiles(ctx, work); err != nil {
+		return nil, err
+	}
+	return work, repo.SaveManifestCopy(ctx, s.o.Storage, s.o.Stanza, r.m, r.bi.CipherPass)
+}
+
+// name gives the backup its label and its place in the list of references.
+func (r *backupRun) name() error {
+	if r.resume != nil {
+		r.m.Label, r.m.CipherPass = r.resume.Label, r.resume.CipherPass
+		r.m.References = []repo.Label{r.m.Label}
+		return nil
+	}
+	var full repo.Label
+	if r.prior != nil {
+		full = r.prior.Label.FullLabel()
+		r.m.References = slices.Clone(r.prior.References)
+	}
+	var err error
+	if r.m.Label, err = repo.NewLabel(r.start.Time.In(r.s.o.Local), r.Type, full, r.newest); err != nil {
 		return err
 	}
-	r.m.References = []repo.Label{r.m.Label}
-	return repo.SaveManifestCopy(ctx, s.o.Storage, s.o.Stanza, r.m, r.bi.CipherPass)
+	r.m.References = append(r.m.References, r.m.Label)
+	return nil
 }
 
 // ensureHistory puts the history file of the current timeline into the archive if it is not there. PostgreSQL hands it to
@@ -410,12 +550,24 @@ func (r *backupRun) ensureHistory(ctx context.Context) error {
 }
 
 func (r *backupRun) newManifest(dbs []pg.Database) *repo.Manifest {
-	m := &repo.Manifest{BackrestVersion: r.s.o.Version, Type: r.o.Type, LSNStart: r.start.LSN.String(), ArchiveStart: r.start.Segment,
-		TimeStart: r.start.Time.Unix(), DB: r.db, Annotations: r.o.Annotations,
-		Options: repo.ManifestOptions{ArchiveCheck: r.o.ArchiveCheck, ChecksumPage: r.ChecksumPage, Compress: r.o.Compress != repo.None,
-			Online: true, BufferSize: copyBuffer, CompressLevel: r.o.Level, CompressLevelNetwork: 1, CompressType: r.o.Compress, ProcessMax: r.o.ProcessMax}}
-	m.CipherPass = r.s.subPass()
+	m := &repo.Manifest{BackrestVersion: r.s.o.Version, Type: r.Type, Prior: r.Prior, TimeStart: r.start.Time.Unix(), DB: r.db, Annotations: r.o.Annotations,
+		Bundle: r.o.Bundle, BlockIncr: r.o.Block,
+		Options: repo.ManifestOptions{ArchiveCheck: r.o.ArchiveCheck, ArchiveCopy: r.o.ArchiveCopy, BackupStandby: r.standby != nil,
+			ChecksumPage: r.ChecksumPage, Compress: r.Compress != repo.None, Hardlink: r.o.Hardlink, Online: !r.o.Offline,
+			BufferSize: copyBuffer, CompressLevel: r.level, CompressLevelNetwork: 1, CompressType: r.Compress, ProcessMax: r.o.ProcessMax}}
+	if !r.o.Offline {
+		m.LSNStart, m.ArchiveStart = r.start.LSN.String(), r.start.Segment
+	}
+	if r.prior != nil {
+		m.CipherPass, m.BundleRaw = r.prior.CipherPass, r.prior.BundleRaw
+	} else {
+		m.CipherPass, m.BundleRaw = r.s.subPass(), r.o.Block
+	}
 	for _, d := range dbs {
+		if strings.ContainsAny(d.Name, "\n\x00") { // the list serves to choose databases at a restore, nothing else
+			r.s.warn("database %q: the repository format can't hold its name; its files are backed up, but it can't be chosen by name at a restore", d.Name)
+			continue
+		}
 		m.Databases = append(m.Databases, repo.Database{Name: d.Name, OID: d.OID, LastSystemID: d.LastSystemID})
 	}
 	return m
@@ -480,7 +632,10 @@ func (r *backupRun) awaitWAL(ctx context.Context) error {
 	}
 	segments := pg.SegmentsBetween(r.tli, r.start.LSN, stop, r.control.WALSegmentSize)
 	r.s.step("backup", "wal", fmt.Sprintf("%s to %s", segments[0], segments[len(segments)-1]))
-	return r.s.WaitForSegments(ctx, r.db, segments, r.o.ArchiveTimeout)
+	if err := r.s.WaitForSegments(ctx, r.db, segments, r.o.ArchiveTimeout); err != nil || !r.o.ArchiveCopy {
+		return err
+	}
+	return r.copyWAL(ctx, segments)
 }
 
 // publish makes the backup exist: manifest, history, link, backup.info; archive.info is saved again so that life-cycle
@@ -489,6 +644,9 @@ func (r *backupRun) publish(ctx context.Context) error {
 	s := r.s
 	s.step("backup", "publish", string(r.m.Label))
 	if err := r.m.ValidateComplete(); err != nil {
+		return err
+	}
+	if err := r.hardlinks(ctx); err != nil {
 		return err
 	}
 	if err := s.makeDirs(ctx, r.m); err != nil {
@@ -513,29 +671,5 @@ func (r *backupRun) publish(ctx context.Context) error {
 		}
 	}
 	r.res.Label, r.res.Line, r.res.DB, r.res.ArchiveStart, r.res.ArchiveStop = r.m.Label, line, r.db, r.m.ArchiveStart, r.m.ArchiveStop
-	return nil
-}
-
-// makeDirs completes an unbundled full backup on a file system so that its directory could be copied away and started:
-// empty directories and the tablespace links (format page, section 2).
-func (s *Stanza) makeDirs(ctx context.Context, m *repo.Manifest) error {
-	l, ok := s.o.Storage.(storage.Linker)
-	if !ok || !s.o.Storage.Abilities().Links || m.Bundle {
-		return nil
-	}
-	base := repo.BackupDir(s.o.Stanza) + "/" + string(m.Label) + "/"
-	for _, p := range m.Paths {
-		if err := l.MakeDir(ctx, base+p.Name); err != nil {
-			return fmt.Errorf("make %s: %w", p.Name, err)
-		}
-	}
-	for _, t := range m.Targets {
-		if t.TablespaceID == "" {
-			continue
-		}
-		if err := l.Symlink(ctx, "../../pg_tblspc/"+t.TablespaceID, base+"pg_data/pg_tblspc/"+t.TablespaceID); err != nil {
-			return fmt.Errorf("link tablespace %s: %w", t.TablespaceID, err)
-		}
-	}
 	return nil
 }

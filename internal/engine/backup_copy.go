@@ -1,25 +1,18 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
-	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
-	"holdfast/internal/pg"
 	"holdfast/internal/repo"
-	"holdfast/internal/storage"
 )
 
 // copyBuffer is how much of a file one worker reads at once, in bytes.
@@ -27,67 +20,132 @@ const copyBuffer = 1 << 20
 
 const controlName = "pg_data/global/pg_control"
 
-// copyFiles stores every file of the manifest, the largest first. Files whose time stamp lies in the current second or
-// later are copied only when that second is over: written again within it they would keep their time stamp, and a later
-// incremental backup would take them for unchanged (format page, section 13.4).
-func (r *backupRun) copyFiles(ctx context.Context) error {
+// Defaults of BackupOptions, in bytes.
+const (
+	defaultBundleSize    = 20 << 20
+	defaultBundleLimit   = 2 << 20
+	defaultSaveThreshold = 1 << 30
+
+	superBlockFull = 1 << 20   // original bytes in a super block of a full backup
+	superBlockDiff = 256 << 10 // … of a diff or incr
+)
+
+// job is what one worker does at a time: one large file, or the files of one bundle.
+type job struct {
+	files  []todo
+	bundle int64 // its number; 0: not bundled
+	hot    bool  // some file's time stamp may still stay the same when it is written again
+}
+
+// jobs cuts the work: large files first and by size, then bundles in the order of names, which is that of directories.
+// Files whose time stamp lies in the current second or later come last, when that second is over: written again within it
+// they would keep their time stamp, and a later incremental backup would take them for unchanged (format page, 13.4).
+func (r *backupRun) jobs(work []todo) []job {
 	files := r.m.Files
-	order := make([]int, len(files))
-	var total int64
-	for i := range files {
-		order[i] = i
-		total += files[i].Size
+	var list, bundles []job
+	var open job
+	var bytes int64
+	next := int64(1)
+	closeBundle := func() {
+		if len(open.files) > 0 {
+			open.bundle = next
+			next++
+			bundles = append(bundles, open)
+		}
+		open, bytes = job{}, 0
 	}
-	hot := func(i int) bool { return files[i].Timestamp >= r.m.TimeCopyStart-1 }
-	slices.SortFunc(order, func(a, b int) int {
-		if ha, hb := hot(a), hot(b); ha != hb {
-			if ha {
-				return 1
+	for _, hot := range []bool{false, true} {
+		space := ""
+		for _, t := range work {
+			f := &files[t.index]
+			switch {
+			case f.Timestamp >= r.m.TimeCopyStart-1 != hot:
+			case !r.m.Bundle || f.Size > r.o.BundleLimit:
+				list = append(list, job{files: []todo{t}, hot: hot})
+			case f.Size == 0: // of these a bundled backup stores nothing
+			default:
+				if s := spaceOf(f.Name); s != space { // one bundle, one tablespace
+					closeBundle()
+					space = s
+				}
+				open.files, open.hot = append(open.files, t), hot
+				if bytes += f.Size; bytes >= r.o.BundleSize {
+					closeBundle()
+				}
 			}
-			return -1
 		}
-		if files[a].Size != files[b].Size {
-			return int(min(max(files[b].Size-files[a].Size, -1), 1))
-		}
-		return a - b
-	})
+		closeBundle()
+	}
+	slices.SortStableFunc(list, func(a, b job) int { return cmp.Compare(files[b.files[0].index].Size, files[a.files[0].index].Size) })
+	list = append(list, bundles...)
+	slices.SortStableFunc(list, func(a, b job) int { return hotLast(a) - hotLast(b) })
+	return list
+}
+
+func hotLast(j job) int {
+	if j.hot {
+		return 1
+	}
+	return 0
+}
+
+// spaceOf is the tablespace of a manifest name.
+func spaceOf(name string) string {
+	if rest, ok := strings.CutPrefix(name, "pg_tblspc/"); ok {
+		oid, _, _ := strings.Cut(rest, "/")
+		return oid
+	}
+	return ""
+}
+
+// copier is the state that the workers of one backup share.
+type copier struct {
+	*backupRun
+	mu       sync.Mutex // guards what follows, and the manifest's files
+	vanished []bool     // by index in the manifest's files
+	unsaved  int64      // bytes stored since the manifest was last saved
+}
+
+// copyFiles stores the files of the work list and drops from the manifest those that vanished.
+func (r *backupRun) copyFiles(ctx context.Context, work []todo) error {
+	jobs := r.jobs(work)
+	var total int64
+	for _, t := range work {
+		total += r.m.Files[t.index].Size
+	}
 	r.s.step("backup", "copy", string(r.m.Label))
-	r.s.o.Events(Amount{"backup", len(files), total})
-	jobs := make(chan int)
+	r.s.o.Events(Amount{"backup", len(work), total})
+	c := &copier{backupRun: r, vanished: make([]bool, len(r.m.Files))}
+	threshold := max(r.o.SaveThreshold, total/100)
+	queue := make(chan job)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		defer close(jobs)
+		defer close(queue)
 		waited := false
-		for _, i := range order {
-			if !waited && hot(i) {
+		for _, j := range jobs {
+			if j.hot && !waited {
 				waited = true
 				if err := sleepUntil(ctx, r.s.o.Now, time.Unix(r.m.TimeCopyStart, 0)); err != nil {
 					return err
 				}
 			}
 			select {
-			case jobs <- i:
+			case queue <- j:
 			case <-ctx.Done():
 				return context.Cause(ctx)
 			}
 		}
 		return nil
 	})
-	vanished := make([]bool, len(files))
-	var mu sync.Mutex
 	for range r.o.ProcessMax {
 		g.Go(func() error {
 			buf := make([]byte, copyBuffer)
-			for i := range jobs {
-				gone, err := r.copyFile(ctx, &files[i], buf)
-				if err != nil {
-					return fmt.Errorf("%s: %w", files[i].Name, err)
+			for j := range queue {
+				if err := c.do(ctx, j, buf); err != nil {
+					return err
 				}
-				vanished[i] = gone
-				if files[i].PageChecked && !files[i].PageOK {
-					mu.Lock()
-					r.res.PageErrors = append(r.res.PageErrors, files[i].Name)
-					mu.Unlock()
+				if err := c.save(ctx, threshold); err != nil {
+					return err
 				}
 			}
 			return nil
@@ -100,13 +158,67 @@ func (r *backupRun) copyFiles(ctx context.Context) error {
 		return err
 	}
 	slices.Sort(r.res.PageErrors)
+	before := len(r.m.Files)
 	i := -1
-	r.m.Files = slices.DeleteFunc(files, func(repo.File) bool { i++; return vanished[i] })
-	r.res.Vanished = len(order) - len(r.m.Files)
-	if !slices.ContainsFunc(r.m.Files, func(f repo.File) bool { return f.Name == controlName }) {
+	r.m.Files = slices.DeleteFunc(r.m.Files, func(repo.File) bool { i++; return c.vanished[i] })
+	r.res.Vanished = before - len(r.m.Files)
+	if !r.m.HasFile(controlName) {
 		return errors.New("global/pg_control was not copied: the data directory was removed during the backup")
 	}
 	return nil
+}
+
+// do copies the files of one job.
+func (c *copier) do(ctx context.Context, j job, buf []byte) error {
+	var shared *output
+	if j.bundle != 0 {
+		shared = c.newOutput(ctx, fmt.Sprintf("%s/%s/bundle/%d", repo.BackupDir(c.Stanza), c.m.Label, j.bundle), 0)
+		defer shared.abort()
+	}
+	done := make([]repo.File, 0, len(j.files))
+	for _, t := range j.files {
+		f := c.m.Files[t.index] // a copy: others read the list when they save the manifest
+		w := fileWork{backupRun: c.backupRun, todo: t, f: &f, bundle: j.bundle, shared: shared, buf: buf}
+		gone, err := w.run(ctx)
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.Name, err)
+		}
+		if gone {
+			c.vanished[t.index] = true // each index belongs to one worker
+		}
+		done = append(done, f)
+	}
+	if shared != nil {
+		if err := shared.commit(ctx); err != nil {
+			return fmt.Errorf("bundle %d: %w", j.bundle, err)
+		}
+	}
+	// Only now: what the manifest says of a file must be in the repository.
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, t := range j.files {
+		f := done[i]
+		if c.vanished[t.index] {
+			continue
+		}
+		c.m.Files[t.index] = f
+		c.unsaved += f.Size
+		if f.Reference == "" && f.PageChecked && !f.PageOK {
+			c.res.PageErrors = append(c.res.PageErrors, f.Name)
+		}
+	}
+	return nil
+}
+
+// save writes the manifest of the unfinished backup now and then, so that an interrupted run can be resumed.
+func (c *copier) save(ctx context.Context, threshold int64) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.unsaved < threshold {
+		return nil
+	}
+	c.unsaved = 0
+	return repo.SaveManifestCopy(ctx, c.s.o.Storage, c.s.o.Stanza, c.m, c.bi.CipherPass)
 }
 
 func sleepUntil(ctx context.Context, now func() time.Time, t time.Time) error {
@@ -121,129 +233,4 @@ func sleepUntil(ctx context.Context, now func() time.Time, t time.Time) error {
 		case <-time.After(min(d, time.Second)):
 		}
 	}
-}
-
-// copyFile stores one file and fills what is learned of it into the manifest entry. gone: it vanished, which is what
-// dropped relations do; WAL replays the drop.
-func (r *backupRun) copyFile(ctx context.Context, f *repo.File, buf []byte) (gone bool, err error) {
-	if f.Name == controlName {
-		_, data, err := pg.ReadControl(ctx, r.o.DataDir)
-		if err != nil {
-			return false, err
-		}
-		return false, r.storeBytes(ctx, f, data)
-	}
-	real := r.sc.path(f.Name)
-	// The file behind a link has its own name in s.real; nothing else may be a link by now.
-	src, err := os.OpenFile(real, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return true, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	defer src.Close()
-	var pages *pg.PageChecker
-	if r.ChecksumPage && f.Size > 0 && isPaged(f.Name) {
-		pages = pg.NewPageChecker(r.control.PageSize, pg.PageSegmentNumber(path.Base(f.Name)), func(off int64, page []byte) (int, error) { return src.ReadAt(page, off) })
-	}
-	// Never more than the size seen when the manifest was built: what comes later is in the WAL.
-	if err := r.storeFile(ctx, f, io.LimitReader(src, f.Size), pages, buf); err != nil {
-		return false, err
-	}
-	return false, nil
-}
-
-// isPaged: files that hold pages with checksums (format page, section 10).
-func isPaged(name string) bool {
-	if !databaseDir.MatchString(path.Dir(name)) {
-		return false
-	}
-	base := path.Base(name)
-	return base != "pg_filenode.map" && base != "PG_VERSION" && name != controlName && !strings.HasPrefix(base, "pg_internal.init")
-}
-
-func (r *backupRun) storeBytes(ctx context.Context, f *repo.File, data []byte) error {
-	f.Size = int64(len(data))
-	return r.storeFile(ctx, f, strings.NewReader(string(data)), nil, make([]byte, 16<<10))
-}
-
-// storeFile is the write chain of a backup: read → pages checked → SHA-1 → compress → encrypt → object.
-func (r *backupRun) storeFile(ctx context.Context, f *repo.File, src io.Reader, pages *pg.PageChecker, buf []byte) error {
-	object, _, _, spec := r.m.Object(r.s.o.Stanza, f)
-	spec.Level = r.o.Level
-	w, err := r.s.o.Storage.Create(ctx, object, storage.CreateOptions{Deferred: true, Size: f.Size})
-	if err != nil {
-		return err
-	}
-	defer w.Abort()
-	sw, err := repo.NewStreamWriter(w, spec)
-	if err != nil {
-		return err
-	}
-	if err := r.pump(ctx, sw, src, pages, buf); err != nil {
-		return errors.Join(err, sw.Close())
-	}
-	if err := sw.Close(); err != nil {
-		return err
-	}
-	if err := w.Commit(ctx); err != nil {
-		return err
-	}
-	sums := sw.Sums()
-	if sums.Size != f.Size {
-		f.SizeOrig, f.Size = f.Size, sums.Size
-	}
-	f.SHA1, f.RepoSize = sums.SHA1, sums.RepoSize
-	if sums.RepoSHA1 != sums.SHA1 {
-		f.RepoSHA1 = sums.RepoSHA1
-	}
-	if pages != nil {
-		r.pageVerdict(f, pages)
-	}
-	r.s.o.Events(FileDone{"backup", f.Name, f.Size, f.RepoSize, f.SHA1})
-	return nil
-}
-
-func (r *backupRun) pump(ctx context.Context, sw io.Writer, src io.Reader, pages *pg.PageChecker, buf []byte) error {
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n, err := io.ReadFull(src, buf)
-		if n > 0 {
-			if pages != nil {
-				if _, err := pages.Write(buf[:n]); err != nil {
-					return err
-				}
-			}
-			if _, err := sw.Write(buf[:n]); err != nil {
-				return err
-			}
-			r.s.o.Events(Moved{int64(n)})
-		}
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-// pageVerdict records bad pages; they are warnings, never a reason to have no backup (format page, section 10).
-func (r *backupRun) pageVerdict(f *repo.File, pages *pg.PageChecker) {
-	bad, aligned := pages.Finish()
-	f.PageChecked, f.PageOK = true, aligned && len(bad) == 0
-	if f.PageOK {
-		return
-	}
-	if !aligned {
-		r.s.warn("%s: its size %d is not a multiple of the page size", filepath.Join(r.o.DataDir, strings.TrimPrefix(f.Name, "pg_data/")), f.Size)
-		return
-	}
-	for _, b := range bad {
-		f.PageErrors = append(f.PageErrors, repo.PageRange(b))
-	}
-	r.s.warn("%s: page checksums do not match in %d range(s), the first at page %d; the file is backed up as it is: restore the relation from an older backup or look at the disk", f.Name, len(bad), bad[0].First)
 }

@@ -15,6 +15,7 @@ import (
 
 	"holdfast/internal/pg"
 	"holdfast/internal/repo"
+	"holdfast/internal/storage"
 )
 
 // scan walks a data directory and fills the manifest's targets, paths, links and files (format page, section 14).
@@ -164,6 +165,9 @@ func (s *scan) entry(name, real string, e fs.DirEntry) error {
 	switch {
 	case info.IsDir():
 		return s.dir(name, real, info)
+	case storage.IsTemp(name) || name == controlTmpName:
+		// No object can have such a name, and the restore writes under the second itself.
+		s.warn("%s is an unfinished file of pgbackrest or Holdfast: left out; it can be removed", real)
 	case info.Mode().IsRegular():
 		s.file(name, info)
 	case info.Mode()&fs.ModeSymlink != 0:

@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 
+	"holdfast/internal/pg"
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
 )
@@ -18,9 +19,10 @@ type RemovePlan struct {
 	Segments int          `json:"segments"` // WAL that no remaining backup needs
 	WALBytes int64        `json:"wal_bytes"`
 
-	s        *Stanza
-	set      repo.Label
-	segments []string // object names
+	s           *Stanza
+	set         repo.Label
+	interrupted bool     // an earlier removal took it out of backup.info and left files
+	segments    []string // object names
 }
 
 // ErrLastBackup: removing the only full backup of the current cluster needs to be said twice.
@@ -35,7 +37,14 @@ func (s *Stanza) PlanRemove(ctx context.Context, set repo.Label, allowLast bool)
 	}
 	p := &RemovePlan{Stanza: s.o.Stanza, s: s, set: set}
 	if bi.Find(set) == nil {
-		return nil, fmt.Errorf("stanza %s: %w: there is no backup %s", s.o.Stanza, ErrNoBackup, set)
+		if p.Backups, err = s.leftovers(ctx, bi, set); err != nil {
+			return nil, fmt.Errorf("stanza %s: look for backup %s: %w", s.o.Stanza, set, err)
+		}
+		if !slices.Contains(p.Backups, set) {
+			return nil, fmt.Errorf("stanza %s: %w: there is no backup %s", s.o.Stanza, ErrNoBackup, set)
+		}
+		p.interrupted = true
+		return p, p.planWAL(ctx, ai, bi)
 	}
 	p.Backups = dependents(bi, set)
 	fullsLeft := 0
@@ -48,6 +57,22 @@ func (s *Stanza) PlanRemove(ctx context.Context, set repo.Label, allowLast bool)
 		return nil, fmt.Errorf("stanza %s: backup %s: %w; without it nothing of this cluster can be restored", s.o.Stanza, set, ErrLastBackup)
 	}
 	return p, p.planWAL(ctx, ai, bi)
+}
+
+// leftovers lists the directories of set, and of later backups of the same full, that are neither listed nor have a
+// manifest: what a removal that died has left. Newest first.
+func (s *Stanza) leftovers(ctx context.Context, bi *repo.BackupInfo, set repo.Label) ([]repo.Label, error) {
+	var out []repo.Label
+	for d, err := range repo.Labels(ctx, s.o.Storage, s.o.Stanza) {
+		if err != nil {
+			return nil, err
+		}
+		if !d.Manifest && d.Label >= set && d.Label.FullLabel() == set.FullLabel() && bi.Find(d.Label) == nil {
+			out = append(out, d.Label)
+		}
+	}
+	slices.Reverse(out)
+	return out, nil
 }
 
 // dependents lists set and every backup whose chain of priors leads to it, newest first.
@@ -101,8 +126,9 @@ func (p *RemovePlan) olderThan(ctx context.Context, dir, position string) error 
 	return nil
 }
 
-// Run removes. First the manifests: from then on the backups do not exist, whatever happens; then backup.info, the
-// files, and the WAL. A run that dies in between is completed by the next removal or backup.
+// Run removes. First the manifests: from then on the backups do not exist, whatever happens; then backup.info, the WAL,
+// and the files. A run that dies in between is completed when the same backup is removed again; its files, but not its
+// WAL, also by the next backup.
 func (p *RemovePlan) Run(ctx context.Context) error {
 	s := p.s
 	if err := s.stopped(); err != nil {
@@ -121,7 +147,7 @@ func (p *RemovePlan) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if now := dependents(bi, p.set); !slices.Equal(now, p.Backups) {
+	if now := dependents(bi, p.set); p.interrupted == (bi.Find(p.set) != nil) || !p.interrupted && !slices.Equal(now, p.Backups) {
 		return errors.New("the repository changed since the plan was made: make the plan again")
 	}
 	for _, l := range p.Backups {
@@ -135,24 +161,57 @@ func (p *RemovePlan) run(ctx context.Context) error {
 	if err := repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass); err != nil {
 		return err
 	}
+	p.relinkLatest(ctx, bi)
+	s.step("remove", "wal", fmt.Sprintf("%d segments", len(p.segments)))
+	if err := p.removeWAL(ctx); err != nil {
+		return err
+	}
+	// The files come last: as long as they are there a second run knows that there is something to complete.
 	for _, l := range p.Backups {
 		s.step("remove", "files", string(l))
 		if err := s.removeTree(ctx, repo.BackupDir(s.o.Stanza)+"/"+string(l)); err != nil {
 			return err
 		}
 	}
-	s.step("remove", "wal", fmt.Sprintf("%d segments", len(p.segments)))
+	return nil
+}
+
+func (p *RemovePlan) removeWAL(ctx context.Context) error {
 	for chunk := range slices.Chunk(p.segments, 1000) {
-		if err := s.o.Storage.Remove(ctx, chunk...); err != nil {
+		if err := p.s.o.Storage.Remove(ctx, chunk...); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// relinkLatest points the link for people, where the store has links, to the newest backup that stayed.
+func (p *RemovePlan) relinkLatest(ctx context.Context, bi *repo.BackupInfo) {
+	l, ok := p.s.o.Storage.(storage.Linker)
+	if !ok || !p.s.o.Storage.Abilities().Links {
+		return
+	}
+	link := repo.BackupDir(p.s.o.Stanza) + "/latest"
+	var err error
+	if n := len(bi.Backups); n > 0 {
+		err = l.Symlink(ctx, string(bi.Backups[n-1].Label), link)
+	} else {
+		err = l.RemoveTree(ctx, link)
+	}
+	if err != nil {
+		p.s.warn("the link %s could not be set (it is for people only): %v", link, err)
+	}
+}
+
 // TrimWAL removes every segment of one history entry that lies before the segment keep, on any timeline: for a repository
 // whose backups are kept elsewhere together with their WAL.
 func (s *Stanza) TrimWAL(ctx context.Context, db repo.DB, keep string) error {
+	if !pg.IsSegmentName(keep) {
+		return fmt.Errorf("stanza %s: remove WAL before %q: not the name of a WAL segment", s.o.Stanza, keep)
+	}
+	if err := s.stopped(); err != nil {
+		return err
+	}
 	release, err := s.lock("backup")
 	if err != nil {
 		return err
@@ -160,11 +219,7 @@ func (s *Stanza) TrimWAL(ctx context.Context, db repo.DB, keep string) error {
 	p := &RemovePlan{s: s}
 	err = p.olderThan(ctx, repo.ArchiveDir(s.o.Stanza)+"/"+repo.ArchiveID(db.Version, db.ID), keep[8:24])
 	if err == nil {
-		for chunk := range slices.Chunk(p.segments, 1000) {
-			if err = s.o.Storage.Remove(ctx, chunk...); err != nil {
-				break
-			}
-		}
+		err = p.removeWAL(ctx)
 	}
 	return wrap(errors.Join(err, release()), "stanza %s: remove WAL before %s", s.o.Stanza, keep)
 }

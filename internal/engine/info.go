@@ -210,6 +210,7 @@ func (s *Stanza) fillInfo(ctx context.Context, out *StanzaInfo, set repo.Label) 
 	}
 	switch {
 	case set != "" && len(out.Backup) == 0:
+		out.DB, out.Archive = []InfoDB{}, []ArchiveRange{}
 		return status(6, "requested backup not found")
 	case len(out.Backup) == 0:
 		return status(2, "no valid backups")
@@ -321,7 +322,7 @@ func (s *Stanza) details(ctx context.Context, b *BackupInfo, pass repo.Secret) e
 	b.DatabaseRef, b.Link, b.Tablespace = &dbs, &links, &spaces
 	for i := range m.Files {
 		if m.Files[i].PageChecked && !m.Files[i].PageOK {
-			b.ErrorList = append(b.ErrorList, m.Files[i].Name)
+			b.ErrorList = append(b.ErrorList, strings.TrimPrefix(m.Files[i].Name, "pg_data/"))
 		}
 	}
 	return nil
@@ -347,8 +348,8 @@ func WriteInfo(w io.Writer, stanzas []*StanzaInfo, local *time.Location) error {
 			continue
 		}
 		fmt.Fprintf(&b, "    cipher: %s\n", st.Cipher)
-		for j := len(st.DB) - 1; j >= 0; j-- {
-			writeInfoDB(&b, st, st.DB[j], j == len(st.DB)-1, local)
+		for j, db := range st.DB {
+			writeInfoDB(&b, st, db, j == len(st.DB)-1, local)
 		}
 	}
 	if len(stanzas) == 0 {
@@ -359,6 +360,12 @@ func WriteInfo(w io.Writer, stanzas []*StanzaInfo, local *time.Location) error {
 }
 
 func writeInfoDB(b *strings.Builder, st *StanzaInfo, db InfoDB, current bool, local *time.Location) {
+	// Of an earlier cluster nothing may be left; and where one backup was asked for, only its cluster is of interest.
+	one := len(st.Backup) == 1 && st.Backup[0].DatabaseRef != nil
+	if !slices.ContainsFunc(st.Backup, func(k BackupInfo) bool { return k.Database.ID == db.ID }) &&
+		(one || !slices.ContainsFunc(st.Archive, func(a ArchiveRange) bool { return a.Database.ID == db.ID })) {
+		return
+	}
 	name := "prior"
 	if current {
 		name = "current"
@@ -427,7 +434,7 @@ func writeInfoDetails(b *strings.Builder, k BackupInfo) {
 		}
 	}
 	if len(k.ErrorList) > 0 {
-		fmt.Fprintf(b, "            error(s) detected during backup: %s\n", strings.Join(k.ErrorList, ", "))
+		fmt.Fprintf(b, "            error list: %s\n", strings.Join(k.ErrorList, ", "))
 	}
 	if len(k.Annotation) > 0 {
 		b.WriteString("            annotation(s)\n")

@@ -119,7 +119,7 @@ func (s *Stanza) pushSegment(ctx context.Context, dir, name string, f *os.File, 
 	var sum string
 	var stored []byte // the segment as it will be stored, when small enough
 	if info.Size() <= inMemory {
-		sum, stored, err = encodeInMemory(f, info.Size(), spec)
+		sum, stored, err = encodeInMemory(ctx, f, info.Size(), spec)
 	} else {
 		h := sha1.New()
 		_, err = io.Copy(h, f)
@@ -151,7 +151,10 @@ func (s *Stanza) pushSegment(ctx context.Context, dir, name string, f *os.File, 
 }
 
 // encodeInMemory reads the file once, hashing and compressing at the same time.
-func encodeInMemory(f *os.File, size int64, spec repo.StreamSpec) (sum string, stored []byte, err error) {
+func encodeInMemory(ctx context.Context, f *os.File, size int64, spec repo.StreamSpec) (sum string, stored []byte, err error) {
+	if spec.Compress.Frames() && size > 0 {
+		return encodeFrames(ctx, f, size, spec)
+	}
 	data := make([]byte, size)
 	if _, err := io.ReadFull(f, data); err != nil {
 		return "", nil, err
@@ -273,7 +276,7 @@ func (s *Stanza) Get(ctx context.Context, o GetOptions) error {
 		if err == nil {
 			return nil
 		}
-		if !errors.Is(err, fs.ErrNotExist) {
+		if !errors.Is(err, errNoObject) {
 			errs = append(errs, fmt.Errorf("get %s: %w", o.Name, err))
 		}
 	}
@@ -285,6 +288,10 @@ func (s *Stanza) Get(ctx context.Context, o GetOptions) error {
 	}
 	return fmt.Errorf("get %s: %w of stanza %s", o.Name, ErrWALMissing, s.o.Stanza)
 }
+
+// errNoObject: the archive does not hold it. fs.ErrNotExist alone could also be about the destination, and recovery would
+// take that for the end of the WAL.
+var errNoObject = errors.New("no such object")
 
 func (s *Stanza) getFrom(ctx context.Context, ai *repo.ArchiveInfo, dir, name, dest string) error {
 	segment, _ := strings.CutSuffix(name, ".partial")
@@ -300,7 +307,7 @@ func (s *Stanza) getFrom(ctx context.Context, ai *repo.ArchiveInfo, dir, name, d
 		return err
 	}
 	if len(found) == 0 {
-		return fs.ErrNotExist
+		return errNoObject
 	}
 	var errs []error
 	for _, o := range found {
@@ -311,7 +318,7 @@ func (s *Stanza) getFrom(ctx context.Context, ai *repo.ArchiveInfo, dir, name, d
 		if err == nil {
 			return nil
 		}
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, errNoObject) {
 			err = fmt.Errorf("%s vanished while it was read", o.name) // expired meanwhile: not "never archived"
 		}
 		errs = append(errs, err)
@@ -319,14 +326,20 @@ func (s *Stanza) getFrom(ctx context.Context, ai *repo.ArchiveInfo, dir, name, d
 	return errors.Join(errs...)
 }
 
+// fetchTemp ends the name of a file that is being fetched.
+const fetchTemp = ".holdfast-tmp"
+
 // fetch decodes one object to dest; wantSHA1 empty = nothing to verify.
 func (s *Stanza) fetch(ctx context.Context, object string, spec repo.StreamSpec, wantSHA1, dest string) (err error) {
 	r, err := s.o.Storage.Open(ctx, object, 0, -1)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errNoObject
+	}
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	tmp := dest + ".holdfast-tmp"
+	tmp := dest + fetchTemp
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
@@ -336,12 +349,12 @@ func (s *Stanza) fetch(ctx context.Context, object string, spec repo.StreamSpec,
 			err = errors.Join(err, f.Close(), os.Remove(tmp))
 		}
 	}()
-	sums, err := repo.Decode(f, &ctxReader{ctx, r}, spec)
+	sum, _, err := decodeTo(ctx, f, &ctxReader{ctx, r}, spec)
 	if err != nil {
 		return fmt.Errorf("decode %s: %w", object, err)
 	}
-	if wantSHA1 != "" && sums.SHA1 != wantSHA1 {
-		return fmt.Errorf("%s: %w: SHA-1 %s, its name says %s", object, ErrCorrupt, sums.SHA1, wantSHA1)
+	if wantSHA1 != "" && sum != wantSHA1 {
+		return fmt.Errorf("%s: %w: SHA-1 %s, its name says %s", object, ErrCorrupt, sum, wantSHA1)
 	}
 	if err := f.Close(); err != nil {
 		return err

@@ -1,17 +1,118 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
+	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+
+	"holdfast/internal/pg"
+	"holdfast/internal/repo"
+	"holdfast/internal/storage"
 )
 
 var oldTarget = regexp.MustCompile(`^[\t ]*recovery_target[_a-z]*[\t ]*=`)
+
+// settingName is what PostgreSQL takes as the name of a setting, an extension's included.
+var settingName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)*$`)
+
+// parseTimeline reads a number as recovery_target_timeline does: decimal, 0x hexadecimal or 0 octal.
+func parseTimeline(text string) (uint32, error) {
+	if strings.ContainsAny(text, "_bBoO") { // Go knows more notations
+		return 0, strconv.ErrSyntax
+	}
+	n, err := strconv.ParseUint(text, 0, 32)
+	return uint32(n), err
+}
+
+// checkTimeline refuses a backup from which recovery can't get to the target timeline, which PostgreSQL would say only
+// after everything has been copied (format page, section 16.2).
+func (p *RestorePlan) checkTimeline(ctx context.Context, ai *repo.ArchiveInfo) error {
+	if p.m.ArchiveStart == "" || p.Type == TargetNone || p.Type == TargetPreserve {
+		return nil
+	}
+	from, err := strconv.ParseUint(p.m.ArchiveStart[:min(8, len(p.m.ArchiveStart))], 16, 32)
+	if err != nil {
+		return fmt.Errorf("the backup's first WAL segment %q is no segment name", p.m.ArchiveStart)
+	}
+	start, err := pg.ParseLSN(p.m.LSNStart)
+	if err != nil {
+		return err
+	}
+	base := repo.ArchiveDir(p.Stanza) + "/" + repo.ArchiveID(p.Version, p.m.DB.ID)
+	to := uint32(from)
+	switch target := p.o.Timeline; {
+	case target == "current", target == "" && p.Type == TargetImmediate:
+		return nil
+	case target == "", target == "latest":
+		for info, err := range p.s.o.Storage.List(ctx, base, storage.ListOptions{}) {
+			if err != nil {
+				return fmt.Errorf("list %s: %w", base, err)
+			}
+			if name := path.Base(info.Name); !info.Dir && pg.IsHistoryName(name) {
+				if n, err := strconv.ParseUint(name[:8], 16, 32); err == nil {
+					to = max(to, uint32(n))
+				}
+			}
+		}
+	default:
+		if to, err = parseTimeline(target); err != nil {
+			return err
+		}
+	}
+	if to == uint32(from) {
+		return nil
+	}
+	const hint = "choose another backup with --set, or --target-timeline=current to stay on the backup's"
+	history, err := p.history(ctx, ai, fmt.Sprintf("%s/%08X.history", base, to))
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, own := p.o.RecoveryOptions["restore_command"]; own {
+			p.warnOnce(fmt.Sprintf("timeline %d is not in this archive: whether the backup leads to it was not checked, the restore_command is not ours", to))
+			return nil
+		}
+		return fmt.Errorf("%w %d: the archive has no %08X.history; %s", ErrTimeline, to, to, hint)
+	}
+	if err != nil {
+		return err
+	}
+	for _, h := range history {
+		if h.Timeline != uint32(from) {
+			continue
+		}
+		if h.Switch > start {
+			return nil
+		}
+		return fmt.Errorf("%w %d: that left the backup's timeline %d at %s, before the backup began at %s; %s", ErrTimeline, to, from, h.Switch, start, hint)
+	}
+	return fmt.Errorf("%w %d: that does not come from the backup's timeline %d; %s", ErrTimeline, to, from, hint)
+}
+
+// history reads a timeline history file of the archive; missing is fs.ErrNotExist.
+func (p *RestorePlan) history(ctx context.Context, ai *repo.ArchiveInfo, object string) ([]pg.TimelineEntry, error) {
+	in, err := p.s.o.Storage.Open(ctx, object, 0, -1)
+	if err != nil {
+		return nil, err
+	}
+	defer in.Close()
+	sr, err := repo.NewStreamReader(in, repo.StreamSpec{Compress: repo.None, Pass: ai.CipherPass})
+	if err != nil {
+		return nil, err
+	}
+	defer sr.Close()
+	entries, err := pg.ParseHistory(sr)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", object, err)
+	}
+	return entries, nil
+}
 
 // writeRecovery writes the recovery settings of PostgreSQL 12 and later: postgresql.auto.conf and a signal file (format
 // page, section 16.7; PostgreSQL manual, "Archive Recovery").
@@ -19,38 +120,25 @@ func (p *RestorePlan) writeRecovery(own *restoreOwners) error {
 	if p.Type == TargetPreserve {
 		return nil
 	}
-	root := p.roots[len(p.roots)-1].root
-	const auto = "postgresql.auto.conf"
-	old, err := readRoot(root, auto)
+	place, auto := p.place(autoConfName)
+	old, err := readRoot(place.root, auto)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	text := p.recoverySettings(string(old))
-	if err := replaceRoot(root, auto, text); err != nil {
+	if text == string(old) {
+		return nil // type none, and nothing to take out
+	}
+	if err := p.replace(own, autoConfName, text); err != nil {
 		return err
 	}
-	files := []string{auto}
 	switch p.Type {
 	case TargetNone:
+		return nil
 	case TargetStandby:
-		files = append(files, "standby.signal")
-	default:
-		files = append(files, "recovery.signal")
+		return p.replace(own, "pg_data/standby.signal", "")
 	}
-	for _, name := range files {
-		if name != auto {
-			if err := replaceRoot(root, name, ""); err != nil {
-				return err
-			}
-		}
-		if err := root.Chmod(name, fs.FileMode(p.m.PathDefault.Mode&0o644|0o600)); err != nil {
-			return err
-		}
-		if err := own.lchown(root, name, p.m.FileDefault); err != nil {
-			return err
-		}
-	}
-	return nil
+	return p.replace(own, "pg_data/recovery.signal", "")
 }
 
 // recoverySettings returns the new text of postgresql.auto.conf.
@@ -73,19 +161,20 @@ func (p *RestorePlan) recoverySettings(old string) string {
 		b.WriteString(text + "\n\n")
 	}
 	b.WriteString("# Recovery settings generated by Holdfast restore on " + stamp + "\n")
-	set := func(k, v string) { fmt.Fprintf(&b, "%s = '%s'\n", k, strings.ReplaceAll(v, "'", "''")) }
-	keys := make([]string, 0, len(p.o.RecoveryOptions))
-	for k := range p.o.RecoveryOptions {
-		keys = append(keys, k)
+	// As guc-file.l reads them: backslashes escape, and a string ends with its line.
+	quoted := strings.NewReplacer("'", "''", `\`, `\\`, "\n", `\n`)
+	set := func(k, v string) { fmt.Fprintf(&b, "%s = '%s'\n", k, quoted.Replace(v)) }
+	options := make(map[string]string, len(p.o.RecoveryOptions))
+	for k, v := range p.o.RecoveryOptions {
+		options[strings.ReplaceAll(k, "-", "_")] = v
 	}
-	slices.Sort(keys)
-	for _, k := range keys {
-		set(strings.ReplaceAll(k, "-", "_"), p.o.RecoveryOptions[k])
+	for _, k := range slices.Sorted(maps.Keys(options)) {
+		set(k, options[k])
 	}
 	if p.o.ArchiveModeOff {
 		set("archive_mode", "off")
 	}
-	if _, given := p.o.RecoveryOptions["restore_command"]; !given {
+	if _, given := options["restore_command"]; !given {
 		set("restore_command", p.o.RestoreCommand)
 	}
 	timeline := p.o.Timeline
@@ -119,12 +208,19 @@ func readRoot(root *os.Root, name string) ([]byte, error) {
 	return b, errors.Join(err, f.Close())
 }
 
-// replaceRoot writes a file inside the directory that is being restored; the final sync makes it durable.
-func replaceRoot(root *os.Root, name, text string) error {
-	f, err := root.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+// replace writes a file of the data directory that is being restored; the final sync makes it durable.
+func (p *RestorePlan) replace(own *restoreOwners, name, text string) error {
+	place, rel := p.place(name)
+	f, err := place.root.OpenFile(rel, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = f.WriteString(text)
-	return errors.Join(err, f.Close())
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := place.root.Chmod(rel, fs.FileMode(p.m.PathDefault.Mode&0o644|0o600)); err != nil {
+		return err
+	}
+	return own.lchown(place.root, rel, p.m.FileDefault)
 }

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -24,14 +26,23 @@ type RestoreResult struct {
 	Label    repo.Label    `json:"label"`
 	Files    int           `json:"files"`
 	Bytes    int64         `json:"bytes"`
+	Kept     int           `json:"kept"`    // files that were right already
+	Removed  int           `json:"removed"` // files, links and directory trees that were not in the backup
 	Duration time.Duration `json:"duration_ns"`
 }
 
-// controlTemp holds pg_control until everything else is on disk: without global/pg_control PostgreSQL does not start.
-const controlTemp = "global/pg_control.holdfast.tmp"
+// restoreRun is one run of a plan.
+type restoreRun struct {
+	*RestorePlan
+	own      *restoreOwners
+	syncEach bool // the kernel does not report write errors of syncfs
+	removed  int
+	kept     atomic.Int64
+}
 
 // Run restores. Every file's SHA-1 is compared with the manifest. On error or cancellation the directories hold a part of
-// the files and no pg_control, so that nothing can start on them; empty them and restore again.
+// the files and no pg_control, so that nothing can start on them, and the manifest as backup.manifest: a restore with Delta
+// goes on from there.
 func (p *RestorePlan) Run(ctx context.Context) (*RestoreResult, error) {
 	s := p.s
 	began := s.o.Now()
@@ -39,57 +50,167 @@ func (p *RestorePlan) Run(ctx context.Context) (*RestoreResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = p.run(ctx)
+	r := &restoreRun{RestorePlan: p, syncEach: !durable.ReliableSyncFS()}
+	err = r.run(ctx)
 	if err = errors.Join(err, p.closeRoots(), release()); err != nil {
 		return nil, fmt.Errorf("restore of backup %s to %s: %w", p.Label, p.DataDir, err)
 	}
-	return &RestoreResult{Label: p.Label, Files: p.Files, Bytes: p.Bytes, Duration: s.o.Now().Sub(began)}, nil
+	return &RestoreResult{Label: p.Label, Files: p.Files, Bytes: p.Bytes, Kept: int(r.kept.Load()), Removed: r.removed,
+		Duration: s.o.Now().Sub(began)}, nil
 }
 
-func (p *RestorePlan) run(ctx context.Context) error {
-	s := p.s
-	if err := p.checkEmpty(); err != nil { // again: time has passed since the plan was shown
+func (r *restoreRun) run(ctx context.Context) error {
+	s := r.s
+	if err := r.checkTarget(ctx); err != nil { // again: time has passed since the plan was shown
 		return err
 	}
-	s.step("restore", "directories", p.DataDir)
-	own := p.owners()
-	if err := p.makeDirs(own); err != nil {
+	s.step("restore", "directories", r.DataDir)
+	r.own = r.owners()
+	if err := r.openRoots(); err != nil {
 		return err
 	}
-	s.step("restore", "files", string(p.Label))
-	if err := p.restoreFiles(ctx, own); err != nil {
+	if err := r.saveManifest(); err != nil {
 		return err
 	}
-	s.step("restore", "settings", string(p.Type))
-	if err := p.writeRecovery(own); err != nil {
+	if err := r.clean(ctx); err != nil {
+		return err
+	}
+	if err := r.makeDirs(); err != nil {
+		return err
+	}
+	s.step("restore", "files", string(r.Label))
+	if err := r.restoreFiles(ctx); err != nil {
+		return err
+	}
+	s.step("restore", "settings", string(r.Type))
+	if err := r.writeRecovery(r.own); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	s.step("restore", "sync", p.DataDir)
-	for _, r := range p.roots {
-		if err := durable.SyncFS(r.dir); err != nil {
+	return r.finish()
+}
+
+// finish makes everything durable, and pg_control appear as the last thing.
+func (r *restoreRun) finish() error {
+	control, err := r.prepareControl()
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(filepath.Join(r.DataDir, manifestLeft)); err != nil {
+		return err
+	}
+	r.s.step("restore", "sync", r.DataDir)
+	synced := map[uint64]bool{}
+	for i := range r.roots {
+		info, err := r.roots[i].hold.Stat()
+		if err != nil {
+			return err
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if ok && synced[st.Dev] {
+			continue
+		}
+		if err := durable.SyncFSFile(r.roots[i].hold); err != nil {
+			return err
+		}
+		if ok {
+			synced[st.Dev] = true
+		}
+	}
+	r.s.step("restore", "control", r.DataDir)
+	return durable.Rename(control+controlSuffix, control)
+}
+
+// prepareControl changes the restored pg_control, still under its temporary name, so that the cluster can't start without
+// backup_label; it returns the final path.
+func (r *restoreRun) prepareControl() (string, error) {
+	root, rel := r.place(controlName)
+	control := filepath.Join(root.dir, rel)
+	if r.m.ArchiveStart == "" || !r.m.HasFile("pg_data/backup_label") {
+		return control, nil
+	}
+	data, err := readRoot(root.root, rel+controlSuffix)
+	if err != nil {
+		return "", err
+	}
+	// Recovery starts from backup_label. Should that get lost, this checkpoint keeps the cluster from starting.
+	if err := pg.InvalidateCheckpoint(data); err != nil {
+		return "", fmt.Errorf("%s: %w", controlName, err)
+	}
+	f, err := root.root.OpenFile(rel+controlSuffix, os.O_WRONLY, 0)
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return "", err
+	}
+	mtime := time.Unix(r.m.File(controlName).Timestamp, 0)
+	return control, root.root.Chtimes(rel+controlSuffix, mtime, mtime)
+}
+
+// openRoots makes the top directories and opens them.
+func (r *restoreRun) openRoots() error {
+	var owner *durable.Owner
+	if r.own.apply {
+		uid, gid := r.own.resolve(r.m.PathDefault)
+		owner = &durable.Owner{UID: uid, GID: gid}
+	}
+	for i := range r.roots {
+		t := &r.roots[i]
+		if err := durable.MkdirAllOwned(t.dir, 0o700, owner); err != nil {
+			return err
+		}
+		var err error
+		if t.root, err = os.OpenRoot(t.dir); err != nil {
+			return err
+		}
+		if t.hold, err = os.Open(t.dir); err != nil {
 			return err
 		}
 	}
-	s.step("restore", "control", p.DataDir)
-	global := filepath.Join(p.DataDir, "global")
-	return durable.Rename(filepath.Join(p.DataDir, controlTemp), filepath.Join(global, "pg_control"))
+	return nil
 }
 
 func (p *RestorePlan) closeRoots() error {
 	var errs []error
 	for i := range p.roots {
-		if p.roots[i].root != nil {
-			errs = append(errs, p.roots[i].root.Close())
-			p.roots[i].root = nil
+		t := &p.roots[i]
+		if t.root != nil {
+			errs = append(errs, t.root.Close())
 		}
+		if t.hold != nil {
+			errs = append(errs, t.hold.Close())
+		}
+		t.root, t.hold = nil, nil
 	}
 	return errors.Join(errs...)
 }
 
-// owner decides uid and gid of what is restored; -1 = leave as created.
+// saveManifest leaves the manifest in the data directory while the restore is under way. It says that the directory is this
+// restore's, which PG_VERSION may not yet do. The passphrase stays out of it.
+func (r *restoreRun) saveManifest() error {
+	var owner *durable.Owner
+	if r.own.apply {
+		uid, gid := r.own.resolve(r.m.FileDefault)
+		owner = &durable.Owner{UID: uid, GID: gid}
+	}
+	f, err := durable.CreateOwned(filepath.Join(r.DataDir, manifestLeft), 0o600, owner)
+	if err != nil {
+		return err
+	}
+	defer f.Abort() // after Commit it does nothing
+	m := *r.m
+	m.CipherPass = ""
+	if err := m.EncodeTo(f); err != nil {
+		return err
+	}
+	return f.Commit()
+}
+
+// restoreOwners decides uid and gid of what is restored.
 type restoreOwners struct {
 	apply              bool
 	names              *ownerNames
@@ -99,7 +220,9 @@ type restoreOwners struct {
 func (p *RestorePlan) owners() *restoreOwners {
 	o := &restoreOwners{apply: p.o.Owners, names: newOwnerNames(), defaultUID: p.o.DefaultUID, defGID: p.o.DefaultGID}
 	if o.apply { // resolve every name now: restoreOwners is read by all workers
-		o.resolve(p.m.PathDefault)
+		for _, w := range []repo.Owner{p.m.PathDefault, p.m.FileDefault, p.m.LinkDefault} {
+			o.resolve(w)
+		}
 		for i := range p.m.Files {
 			o.resolve(p.m.Files[i].Owner)
 		}
@@ -139,216 +262,157 @@ func (o *restoreOwners) lchown(r *os.Root, name string, w repo.Owner) error {
 	return r.Lchown(name, uid, gid)
 }
 
-// makeDirs makes the top directories, every path of the manifest, and the links to tablespaces and linked directories.
-func (p *RestorePlan) makeDirs(own *restoreOwners) error {
-	for i := range p.roots {
-		r := &p.roots[i]
-		if err := os.MkdirAll(r.dir, 0o700); err != nil {
-			return err
-		}
-		root, err := os.OpenRoot(r.dir)
-		if err != nil {
-			return err
-		}
-		r.root = root
-	}
-	for _, path := range p.m.Paths {
-		r, rel := p.place(path.Name)
-		if r == nil {
+// makeDirs makes every path of the manifest, and the links to tablespaces and to what is behind other links.
+func (r *restoreRun) makeDirs() error {
+	for i := range r.m.Paths {
+		p := &r.m.Paths[i]
+		t, rel := r.place(p.Name)
+		if t == nil {
 			continue // the entry "pg_tblspc", parent of the tablespaces' names
 		}
-		// A linked directory's parents are made through the root of pg_data before it: Paths is sorted.
-		if err := r.root.MkdirAll(rel, 0o700); err != nil {
+		if err := t.root.MkdirAll(rel, 0o700); err != nil {
 			return err
 		}
-		mode := fs.FileMode(path.Mode)
+		if rel == "." && t.tablespace() && !r.tablespaceAlone(t) {
+			continue // a directory that others use too keeps its mode
+		}
+		mode := fs.FileMode(p.Mode)
 		if mode == 0 {
 			mode = 0o700
 		}
-		if err := r.root.Chmod(rel, mode); err != nil {
+		if err := t.root.Chmod(rel, mode); err != nil {
 			return err
 		}
-		if err := own.lchown(r.root, rel, path.Owner); err != nil {
+		if err := r.own.lchown(t.root, rel, p.Owner); err != nil {
 			return err
 		}
 	}
-	data := p.roots[len(p.roots)-1].root // pg_data has the shortest prefix
-	for _, l := range p.m.Links {
-		rel := strings.TrimPrefix(l.Name, "pg_data/")
-		dest, ok := p.Links[rel]
-		if oid, isSpace := strings.CutPrefix(rel, "pg_tblspc/"); isSpace {
-			r, _ := p.place("pg_tblspc/" + oid)
-			if r == nil {
-				return fmt.Errorf("link %s has no tablespace target in the manifest", l.Name)
-			}
-			dest, ok = r.dir, true
+	owner := map[string]repo.Owner{}
+	for i := range r.m.Links {
+		owner[r.m.Links[i].Name] = r.m.Links[i].Owner
+	}
+	for name, dest := range r.links {
+		t, rel := r.linkPlace(name)
+		if err := t.root.MkdirAll(path.Dir(rel), 0o700); err != nil {
+			return err
 		}
+		err := t.root.Symlink(dest, rel)
+		if errors.Is(err, fs.ErrExist) && r.Overwrites { // clean has removed everything but the right link
+			err = nil
+		}
+		if err != nil {
+			return err
+		}
+		w, ok := owner[name]
 		if !ok {
-			continue
+			w = r.m.PathDefault
 		}
-		if err := data.MkdirAll(filepath.Dir(rel), 0o700); err != nil {
-			return err
-		}
-		if err := data.Symlink(dest, rel); err != nil {
-			return err
-		}
-		if err := own.lchown(data, rel, l.Owner); err != nil {
+		if err := r.own.lchown(t.root, rel, w); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// restoreFiles writes every file, the largest first, with ProcessMax workers.
-func (p *RestorePlan) restoreFiles(ctx context.Context, own *restoreOwners) error {
-	files := p.m.Files
-	order := make([]int, len(files))
+// tablespaceAlone says that a tablespace's directory holds nothing but what PostgreSQL puts there.
+func (r *restoreRun) tablespaceAlone(t *restoreRoot) bool {
+	entries, err := os.ReadDir(t.dir)
+	return err == nil && !slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
+		return !strings.HasPrefix(e.Name(), "PG_") && e.Name() != lostAndFound
+	})
+}
+
+// How much of a bundle one worker takes at a time, in stored bytes, and how large a hole between two wanted slices is
+// read over instead of asking the store once more.
+const (
+	restoreChunk = 32 << 20
+	restoreGap   = 64 << 10
+)
+
+// restoreJob is what one worker does in one go: slices of one bundle in their order, or one file.
+type restoreJob struct {
+	files []int32 // indexes in the manifest
+	bytes int64   // original
+}
+
+// jobs cuts the work up, the largest first: these decide when the last worker is done. Empty files need no reading and
+// come last.
+func (r *restoreRun) jobs() []restoreJob {
+	files := r.m.Files
+	order := make([]int32, len(files))
 	for i := range files {
-		order[i] = i
+		order[i] = int32(i)
 	}
-	slices.SortStableFunc(order, func(a, b int) int { return int(min(max(files[b].Size-files[a].Size, -1), 1)) })
-	p.s.o.Events(Amount{"restore", len(files), p.Bytes})
-	jobs := make(chan int)
+	bundle := func(f *repo.File) int64 {
+		if f.Size == 0 || r.isEmptied(f.Name) {
+			return -1 // nothing is read
+		}
+		return f.BundleID
+	}
+	slices.SortFunc(order, func(a, b int32) int {
+		x, y := &files[a], &files[b]
+		switch bx, by := bundle(x), bundle(y); {
+		case bx != by:
+			return int(min(max(bx-by, -1), 1))
+		case bx > 0 && x.Reference != y.Reference:
+			return strings.Compare(string(x.Reference), string(y.Reference))
+		case bx > 0 && x.BundleOffset != y.BundleOffset:
+			return int(min(max(x.BundleOffset-y.BundleOffset, -1), 1))
+		}
+		return int(a - b)
+	})
+	var all []restoreJob
+	for from := 0; from < len(order); {
+		first := &files[order[from]]
+		id := bundle(first)
+		job := restoreJob{}
+		var stored int64
+		to := from
+		for ; to < len(order); to++ {
+			f := &files[order[to]]
+			if to > from && (bundle(f) != id || id == 0 || id > 0 && f.Reference != first.Reference || stored+f.RepoSize > restoreChunk || to-from >= 1000) {
+				break
+			}
+			if id >= 0 {
+				stored += f.RepoSize
+				job.bytes += f.Size
+			}
+		}
+		job.files = order[from:to]
+		all = append(all, job)
+		from = to
+	}
+	slices.SortStableFunc(all, func(a, b restoreJob) int { return int(min(max(b.bytes-a.bytes, -1), 1)) })
+	return all
+}
+
+// restoreFiles writes every file with ProcessMax workers.
+func (r *restoreRun) restoreFiles(ctx context.Context) error {
+	r.s.o.Events(Amount{"restore", len(r.m.Files), r.Bytes})
+	all := r.jobs()
+	queue := make(chan restoreJob)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		defer close(jobs)
-		for _, i := range order {
+		defer close(queue)
+		for _, j := range all {
 			select {
-			case jobs <- i:
+			case queue <- j:
 			case <-ctx.Done():
 				return ctx.Err()
 			}
 		}
 		return nil
 	})
-	for range p.o.ProcessMax {
+	for range r.o.ProcessMax {
 		g.Go(func() error {
-			buf := make([]byte, copyBuffer)
-			for i := range jobs {
-				if err := p.restoreFile(ctx, &files[i], own, buf); err != nil {
-					return fmt.Errorf("%s: %w", files[i].Name, err)
+			w := &restoreWorker{restoreRun: r, buf: make([]byte, copyBuffer)}
+			for j := range queue {
+				if err := w.do(ctx, j); err != nil {
+					return err
 				}
 			}
 			return nil
 		})
 	}
 	return g.Wait()
-}
-
-func (p *RestorePlan) restoreFile(ctx context.Context, f *repo.File, own *restoreOwners, buf []byte) error {
-	r, rel := p.place(f.Name)
-	if r == nil {
-		return errors.New("the manifest has no target for this file")
-	}
-	switch {
-	case f.Name == controlName:
-		rel = controlTemp
-	case f.Name == "pg_data/tablespace_map": // the links are made already
-		return nil
-	case f.Name == "pg_data/postgresql.auto.conf" && p.Type == TargetPreserve:
-		return nil
-	}
-	if dest, ok := p.Links[strings.TrimPrefix(f.Name, "pg_data/")]; ok { // a linked file: written at its destination
-		return p.writeLinkedFile(ctx, f, dest, own, buf)
-	}
-	return p.writeFile(ctx, f, r.root, rel, own, buf)
-}
-
-func (p *RestorePlan) writeLinkedFile(ctx context.Context, f *repo.File, dest string, own *restoreOwners, buf []byte) error {
-	if !filepath.IsAbs(dest) {
-		dest = filepath.Join(p.DataDir, filepath.Dir(strings.TrimPrefix(f.Name, "pg_data/")), dest)
-	}
-	if err := os.MkdirAll(filepath.Dir(dest), 0o700); err != nil {
-		return err
-	}
-	root, err := os.OpenRoot(filepath.Dir(dest))
-	if err != nil {
-		return err
-	}
-	return errors.Join(p.writeFile(ctx, f, root, filepath.Base(dest), own, buf), durable.SyncFS(filepath.Dir(dest)), root.Close())
-}
-
-// writeFile is the read chain of a restore: object → decrypt → decompress → SHA-1 → file.
-func (p *RestorePlan) writeFile(ctx context.Context, f *repo.File, root *os.Root, rel string, own *restoreOwners, buf []byte) (err error) {
-	out, err := root.OpenFile(rel, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, out.Close()) }()
-	if f.Size > 0 {
-		if err := p.writeContent(ctx, f, out, buf); err != nil {
-			return err
-		}
-	}
-	mode := fs.FileMode(f.Mode)
-	if mode == 0 {
-		mode = 0o600
-	}
-	if err := out.Chmod(mode); err != nil {
-		return err
-	}
-	if own.apply {
-		uid, gid := own.resolve(f.Owner)
-		if err := out.Chown(uid, gid); err != nil {
-			return err
-		}
-	}
-	mtime := time.Unix(f.Timestamp, 0)
-	if err := root.Chtimes(rel, mtime, mtime); err != nil {
-		return err
-	}
-	p.s.o.Events(FileDone{"restore", f.Name, f.Size, f.RepoSize, f.SHA1})
-	return nil
-}
-
-func (p *RestorePlan) writeContent(ctx context.Context, f *repo.File, out *os.File, buf []byte) error {
-	object, offset, length, spec := p.m.Object(p.s.o.Stanza, f)
-	in, err := p.s.o.Storage.Open(ctx, object, offset, length)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	sr, err := repo.NewStreamReader(in, spec)
-	if err != nil {
-		return fmt.Errorf("%s: %w", object, err)
-	}
-	defer sr.Close()
-	var data []byte // pg_control is changed before it is written
-	isControl := f.Name == controlName
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		n, rerr := io.ReadFull(sr, buf)
-		if isControl {
-			if len(data)+n > 64<<10 {
-				return errors.New("pg_control is too large")
-			}
-			data = append(data, buf[:n]...)
-		} else if _, err := out.Write(buf[:n]); err != nil {
-			return err
-		}
-		p.s.o.Events(Moved{int64(n)})
-		if rerr == io.EOF || rerr == io.ErrUnexpectedEOF {
-			break
-		}
-		if rerr != nil {
-			return fmt.Errorf("%s: %w", object, rerr)
-		}
-	}
-	if sums := sr.Sums(); sums.SHA1 != f.SHA1 || sums.Size != f.Size {
-		return fmt.Errorf("%w: object %s gives SHA-1 %s and %d bytes, the manifest says %s and %d; run: holdfast pg verify --stanza=%s --set=%s",
-			ErrCorrupt, object, sums.SHA1, sums.Size, f.SHA1, f.Size, p.Stanza, p.Label)
-	}
-	if isControl {
-		if p.m.ArchiveStart != "" && p.m.HasFile("pg_data/backup_label") {
-			// Recovery starts from backup_label. Should that get lost, this checkpoint keeps the cluster from starting.
-			if err := pg.InvalidateCheckpoint(data); err != nil {
-				return err
-			}
-		}
-		_, err := out.Write(data)
-		return err
-	}
-	return nil
 }

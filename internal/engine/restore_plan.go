@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -58,6 +55,8 @@ type RestoreOptions struct {
 	DBInclude []string // names or oids: all other user databases become empty shells to be dropped
 	DBExclude []string // names or oids: these databases become empty shells
 
+	SpoolDir string // of asynchronous archiving: what it holds of this stanza belongs to the time before and is removed; empty: none
+
 	ProcessMax int
 	Owners     bool // apply the manifest's owners (root)
 	DefaultUID int  // owner of everything when Owners is set and a name is unknown here
@@ -78,26 +77,35 @@ type RestorePlan struct {
 	Links       map[string]string `json:"links,omitempty"`       // path below the data directory → destination
 	Type        TargetType        `json:"type"`
 	Target      string            `json:"target,omitempty"`
+	Delta       bool              `json:"delta,omitempty"`      // what matches is kept
+	Overwrites  bool              `json:"overwrites,omitempty"` // what is in the directories is replaced, what does not belong is removed
+	Emptied     []string          `json:"emptied,omitempty"`    // databases that come back as empty shells
 	Files       int               `json:"files"`
-	Bytes       int64             `json:"bytes"` // to be written
+	Bytes       int64             `json:"bytes"` // of all files
 	Warnings    []string          `json:"warnings,omitempty"`
 
 	s       *Stanza
 	o       RestoreOptions
 	m       *repo.Manifest
 	version pg.Version
-	roots   []restoreRoot // longest manifest prefix first
+	roots   []restoreRoot     // longest manifest prefix first
+	links   map[string]string // manifest name of a link that will be made → what it says
+	trust   bool              // size and time stamp prove that a file is unchanged
+	emptied map[uint32]bool   // oids of the databases that come back as empty shells
 }
 
-// restoreRoot maps a manifest directory to a directory on disk.
-type restoreRoot struct {
-	prefix string // "pg_data", "pg_data/<link>", "pg_tblspc/<oid>"
-	dir    string // absolute
-	root   *os.Root
-}
+// What callers may ask of a refused restore, besides the errors in options.go.
+var (
+	ErrTimeline      = errors.New("the backup is not on the way to the target timeline")
+	ErrTablespaceMap = errors.New("tablespace map does not fit the backup")
+	ErrLinkMap       = errors.New("link map does not fit the backup")
+	ErrLinkInside    = errors.New("destinations lie within each other")
+	ErrDBMissing     = errors.New("the backup has no such database")
+	ErrDBInvalid     = errors.New("choice of databases contradicts itself")
+)
 
 // PlanRestore chooses the backup, loads its manifest, maps its directories and checks that nothing is in the way. It
-// changes nothing. ErrNoBackup, ErrTargetNotEmpty and ErrTargetRunning may be asked for.
+// changes nothing. ErrNoBackup, ErrTargetNotEmpty, ErrTargetRunning and the errors above may be asked for.
 func (s *Stanza) PlanRestore(ctx context.Context, o RestoreOptions) (*RestorePlan, error) {
 	if o.Type == "" {
 		o.Type = TargetDefault
@@ -107,7 +115,7 @@ func (s *Stanza) PlanRestore(ctx context.Context, o RestoreOptions) (*RestorePla
 	}
 	o.DataDir = filepath.Clean(o.DataDir)
 	o.ProcessMax = max(o.ProcessMax, 1)
-	_, bi, err := s.loadInfos(ctx)
+	ai, bi, err := s.loadInfos(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -119,34 +127,40 @@ func (s *Stanza) PlanRestore(ctx context.Context, o RestoreOptions) (*RestorePla
 	if err != nil {
 		return nil, fmt.Errorf("stanza %s: backup %s: load the manifest: %w", s.o.Stanza, label, err)
 	}
-	version, err := pg.ParseVersion(m.DB.Version)
-	if err != nil {
-		return nil, fmt.Errorf("stanza %s: backup %s: %w", s.o.Stanza, label, err)
-	}
 	p := &RestorePlan{Stanza: s.o.Stanza, Label: label, BackupStop: time.Unix(m.TimeStop, 0).UTC(), Version: m.DB.Version, SystemID: m.DB.SystemID,
-		DataDir: o.DataDir, Type: o.Type, Target: o.Target, s: s, o: o, m: m, version: version}
+		DataDir: o.DataDir, Type: o.Type, Target: o.Target, Files: len(m.Files), s: s, o: o, m: m}
 	if m.ArchiveStart == "" && o.Type == TargetDefault {
 		p.Type = TargetNone // an offline backup is consistent as it is
 	}
 	for i := range m.Files {
-		if m.Files[i].BlockMapSize > 0 {
-			return nil, fmt.Errorf("stanza %s: backup %s holds block incremental files, which this version can't read; restore it with pgbackrest 2.46 or later", s.o.Stanza, label)
-		}
 		p.Bytes += m.Files[i].Size
 	}
-	p.Files = len(m.Files)
-	if err := p.mapTargets(); err != nil {
+	if err := p.prepare(ctx, ai); err != nil {
 		return nil, fmt.Errorf("stanza %s: backup %s: %w", s.o.Stanza, label, err)
 	}
 	if o.SkipTargetCheck {
 		return p, nil
 	}
-	if pid, running, err := pg.Running(o.DataDir); err != nil {
-		return nil, err
-	} else if running {
-		return nil, fmt.Errorf("%w: %s (process %d): stop it first: pg_ctl stop -D %s", ErrTargetRunning, o.DataDir, pid, o.DataDir)
+	return p, p.checkTarget(ctx)
+}
+
+// prepare does what needs the manifest and not the target.
+func (p *RestorePlan) prepare(ctx context.Context, ai *repo.ArchiveInfo) error {
+	var err error
+	if p.version, err = pg.ParseVersion(p.m.DB.Version); err != nil {
+		return err
 	}
-	return p, p.checkEmpty()
+	if err := p.checkManifest(); err != nil {
+		return err
+	}
+	if err := p.mapTargets(); err != nil {
+		return err
+	}
+	if err := p.chooseDatabases(); err != nil {
+		return err
+	}
+	p.warnOwners()
+	return p.checkTimeline(ctx, ai)
 }
 
 func (o *RestoreOptions) check() error {
@@ -184,49 +198,81 @@ func (o *RestoreOptions) check() error {
 		return fmt.Errorf("target action %q: allowed are pause, promote, shutdown", o.Action)
 	}
 	if o.Timeline != "" && o.Timeline != "current" && o.Timeline != "latest" {
-		if _, err := strconv.ParseUint(o.Timeline, 0, 32); err != nil {
+		if n, err := parseTimeline(o.Timeline); err != nil || n == 0 {
 			return fmt.Errorf("target timeline %q: give a number, current or latest", o.Timeline)
 		}
 	}
-	if o.RestoreCommand == "" && o.Type != TargetNone && o.Type != TargetPreserve {
+	writes := o.Type != TargetNone && o.Type != TargetPreserve
+	if o.ArchiveModeOff && !writes {
+		return fmt.Errorf("archive mode off is a recovery setting, and restore type %s writes none; choose another --type", o.Type)
+	}
+	for k := range o.RecoveryOptions {
+		if k = strings.ReplaceAll(k, "-", "_"); !settingName.MatchString(k) {
+			return fmt.Errorf("recovery option %q: not the name of a PostgreSQL setting", k)
+		} else if k == "standby_mode" || k == "trigger_file" {
+			return fmt.Errorf("recovery option %s: PostgreSQL 12 and later have no such setting; use --type=standby", k)
+		}
+	}
+	if o.RestoreCommand == "" && writes {
 		return errors.New("recovery needs a restore_command")
 	}
 	return nil
 }
 
-// chooseBackup follows the format page, section 16.2.
+// chooseBackup follows the format page, section 16.2: for a time, the newest backup that stopped before it (in whole
+// seconds, so that a stop within the target's second does not count); for a position, the newest that stopped at or before
+// it; else the newest.
 func (s *Stanza) chooseBackup(bi *repo.BackupInfo, o RestoreOptions) (repo.Label, error) {
-	if o.Set != "" {
-		if !slices.ContainsFunc(bi.Backups, func(l repo.BackupLine) bool { return l.Label == o.Set }) {
-			return "", fmt.Errorf("stanza %s: %w: there is no backup %s; see: holdfast pg info --stanza=%s", s.o.Stanza, ErrNoBackup, o.Set, s.o.Stanza)
-		}
-		return o.Set, nil
-	}
-	fits := func(repo.BackupLine) bool { return true }
-	what := "the repository has no backup of the current cluster"
+	var after func(l repo.BackupLine) bool // the backup ended too late for the target
 	switch o.Type {
 	case TargetTime:
 		t, err := ParseTargetTime(o.Target, s.o.Local)
 		if err != nil {
 			return "", err
 		}
-		fits = func(l repo.BackupLine) bool { return l.TimeStop < t.Unix() }
-		what = "no backup ended before " + o.Target
+		after = func(l repo.BackupLine) bool { return l.TimeStop >= t.Unix() }
+		if o.Set != "" { // the operator's choice, refused only when recovery must fail
+			after = func(l repo.BackupLine) bool { return l.TimeStop > t.Unix() }
+		}
 	case TargetLSN:
 		lsn, _ := pg.ParseLSN(o.Target) // checked before
-		fits = func(l repo.BackupLine) bool {
+		after = func(l repo.BackupLine) bool {
 			stop, err := pg.ParseLSN(l.LSNStop)
-			return err == nil && stop <= lsn
+			return err == nil && stop > lsn
 		}
-		what = "no backup ended at or before " + o.Target
+	}
+	see := fmt.Sprintf("see: holdfast pg info --stanza=%s", s.o.Stanza)
+	if o.Set != "" {
+		l := bi.Find(o.Set)
+		switch {
+		case l == nil:
+			return "", fmt.Errorf("stanza %s: %w: there is no backup %s; %s", s.o.Stanza, ErrNoBackup, o.Set, see)
+		case after != nil && after(*l):
+			return "", fmt.Errorf("stanza %s: %w: backup %s ended after the target %s, and recovery can't stop before its end; leave --set away to have an earlier one chosen; %s",
+				s.o.Stanza, ErrNoBackup, o.Set, o.Target, see)
+		}
+		return o.Set, nil
 	}
 	for i := len(bi.Backups) - 1; i >= 0; i-- {
 		l := bi.Backups[i]
-		if l.DBID == bi.Current && fits(l) {
+		switch {
+		case after == nil && l.DBID != bi.Current:
+			return "", fmt.Errorf("stanza %s: %w: the newest one, %s, is of the cluster before the last stanza-upgrade; take a backup, or name the old one with --set; %s",
+				s.o.Stanza, ErrNoBackup, l.Label, see)
+		case o.Type == TargetLSN && l.LSNStop == "": // an offline backup: older ones are not compared across it
+			i = 0
+		case after == nil || !after(l):
 			return l.Label, nil
 		}
 	}
-	return "", fmt.Errorf("stanza %s: %w: %s; see: holdfast pg info --stanza=%s", s.o.Stanza, ErrNoBackup, what, s.o.Stanza)
+	what := "the repository has none"
+	switch o.Type {
+	case TargetTime:
+		what = "none ended before " + o.Target
+	case TargetLSN:
+		what = "none ended at or before " + o.Target
+	}
+	return "", fmt.Errorf("stanza %s: %w: %s; %s", s.o.Stanza, ErrNoBackup, what, see)
 }
 
 // ParseTargetTime reads YYYY-MM-DD HH:MM:SS[.fraction][±zone]; without zone it is in local.
@@ -242,133 +288,4 @@ func ParseTargetTime(v string, local *time.Location) (time.Time, error) {
 		}
 	}
 	return time.Time{}, fmt.Errorf("target time %q: write YYYY-MM-DD HH:MM:SS, with fraction and zone (+02) if wanted", v)
-}
-
-// mapTargets decides where each manifest directory goes.
-func (p *RestorePlan) mapTargets() error {
-	p.Tablespaces, p.Links = map[string]string{}, map[string]string{}
-	p.roots = []restoreRoot{{prefix: "pg_data", dir: p.o.DataDir}}
-	used := map[string]bool{}
-	var linkLeft int
-	for _, t := range p.m.Targets {
-		switch {
-		case !t.Link:
-		case t.TablespaceID != "":
-			dir, ok := p.o.TablespaceMap[t.TablespaceName]
-			if d, byID := p.o.TablespaceMap[t.TablespaceID]; byID {
-				dir, ok = d, true
-				used[t.TablespaceID] = true
-			}
-			used[t.TablespaceName] = true
-			if !ok && p.o.TablespaceMapAll != "" {
-				dir, ok = filepath.Join(p.o.TablespaceMapAll, t.TablespaceName), true
-			}
-			if !ok {
-				dir = p.relocate(t.Path)
-			}
-			if !filepath.IsAbs(dir) {
-				dir = filepath.Join(p.o.DataDir, "pg_tblspc", dir)
-			}
-			p.Tablespaces[t.TablespaceName] = filepath.Clean(dir)
-			p.roots = append(p.roots, restoreRoot{prefix: "pg_tblspc/" + t.TablespaceID, dir: filepath.Clean(dir)})
-		default:
-			rel := strings.TrimPrefix(t.Name, "pg_data/")
-			dest, mapped := p.o.LinkMap[rel]
-			if !mapped && !p.o.LinkAll {
-				linkLeft++
-				continue
-			}
-			used["link:"+rel] = true
-			if !mapped {
-				dest = filepath.Join(t.Path, t.File)
-			}
-			p.Links[rel] = dest
-			if t.File == "" {
-				abs := dest
-				if !filepath.IsAbs(abs) {
-					abs = filepath.Join(p.o.DataDir, filepath.Dir(rel), dest)
-				}
-				p.roots = append(p.roots, restoreRoot{prefix: t.Name, dir: filepath.Clean(abs)})
-			}
-		}
-	}
-	if linkLeft > 0 {
-		p.Warnings = append(p.Warnings, fmt.Sprintf("%d link(s) of the data directory become plain files and directories in it; use --link-all or --link-map to keep them", linkLeft))
-	}
-	for k := range p.o.TablespaceMap {
-		if !used[k] {
-			return fmt.Errorf("tablespace map: the backup has no tablespace %q", k)
-		}
-	}
-	for k := range p.o.LinkMap {
-		if !used["link:"+k] {
-			return fmt.Errorf("link map: the backup has no link %q", k)
-		}
-	}
-	slices.SortFunc(p.roots, func(a, b restoreRoot) int { return len(b.prefix) - len(a.prefix) })
-	for i, a := range p.roots {
-		for _, b := range p.roots[i+1:] {
-			if within(a.dir, b.dir) || within(b.dir, a.dir) {
-				return fmt.Errorf("%s and %s would be restored into each other: %s, %s; use --tablespace-map or --link-map", a.prefix, b.prefix, a.dir, b.dir)
-			}
-		}
-	}
-	return nil
-}
-
-// relocate moves a path from below RootFrom to below RootTo.
-func (p *RestorePlan) relocate(dir string) string {
-	if p.o.RootFrom != "" && p.o.RootTo != "" && within(dir, p.o.RootFrom) {
-		return filepath.Join(p.o.RootTo, strings.TrimPrefix(dir, p.o.RootFrom))
-	}
-	return dir
-}
-
-// TablespaceDirs are the directories, one per tablespace, that the restore will fill: what stands there must be moved
-// away before.
-func (p *RestorePlan) TablespaceDirs() []string {
-	var dirs []string
-	for _, r := range p.roots {
-		if strings.HasPrefix(r.prefix, "pg_tblspc/") {
-			dirs = append(dirs, filepath.Join(r.dir, p.version.TablespaceDirName()))
-		}
-	}
-	slices.Sort(dirs)
-	return dirs
-}
-
-// checkEmpty refuses directories that hold anything, naming all of them.
-func (p *RestorePlan) checkEmpty() error {
-	var full []string
-	for _, r := range p.roots {
-		dir := r.dir
-		if strings.HasPrefix(r.prefix, "pg_tblspc/") {
-			dir = filepath.Join(dir, p.version.TablespaceDirName()) // other versions' directories may stand beside
-		}
-		entries, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		if slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() != "lost+found" }) {
-			full = append(full, dir)
-		}
-	}
-	if len(full) > 0 {
-		return fmt.Errorf("%w: %s: move it away or restore to another directory; nothing was changed", ErrTargetNotEmpty, strings.Join(full, ", "))
-	}
-	return nil
-}
-
-// place is the root and the path below it of a manifest name.
-func (p *RestorePlan) place(name string) (*restoreRoot, string) {
-	for i := range p.roots {
-		r := &p.roots[i]
-		if name == r.prefix {
-			return r, "."
-		}
-		if rest, ok := strings.CutPrefix(name, r.prefix+"/"); ok {
-			return r, rest
-		}
-	}
-	return nil, ""
 }

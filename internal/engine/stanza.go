@@ -50,14 +50,24 @@ func (s *Stanza) create(ctx context.Context, c pg.Control) (CreateOutcome, error
 	case errors.Is(aerr, fs.ErrNotExist) && errors.Is(berr, fs.ErrNotExist):
 	case aerr == nil && errors.Is(berr, fs.ErrNotExist):
 		// archive.info is written first; a creation that died in between is completed when nothing else is there.
-		if has, err := s.holdsAnything(ctx, ai); err != nil || has {
-			return "", errors.Join(err, fmt.Errorf("stanza %s: backup.info is missing but archive.info exists and WAL or backups are present: restore backup.info from a copy of the repository", s.o.Stanza))
+		has, err := s.holdsAnything(ctx, ai)
+		if err != nil {
+			return "", fmt.Errorf("stanza %s: backup.info is missing; look for backups: %w", s.o.Stanza, err)
+		}
+		if has {
+			return "", fmt.Errorf("stanza %s: backup.info is missing but archive.info exists and WAL or backups are present: restore backup.info from a copy of the repository", s.o.Stanza)
 		}
 		if db := ai.DB(); db.SystemID != c.SystemID || db.Version != c.Version.String() {
 			return "", fmt.Errorf("stanza %s: %w (system identifier %d, not %d)", s.o.Stanza, ErrStanzaMismatch, db.SystemID, c.SystemID)
 		}
 		bi = s.newBackupInfo(c)
-		return Repaired, wrap(repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass), "stanza %s: save backup.info", s.o.Stanza)
+		if err := repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass); err != nil {
+			return "", fmt.Errorf("stanza %s: save backup.info: %w", s.o.Stanza, err)
+		}
+		if _, err := s.repairCopies(ctx, ai, bi); err != nil { // that creation may have died before archive.info.copy
+			return "", err
+		}
+		return Repaired, nil
 	default:
 		return "", fmt.Errorf("stanza %s: read the info files: %w", s.o.Stanza, errors.Join(aerr, berr))
 	}
@@ -109,7 +119,7 @@ func (s *Stanza) holdsAnything(ctx context.Context, ai *repo.ArchiveInfo) (bool,
 	return false, nil
 }
 
-// repairCopies writes a missing main or copy again, so that one damaged file never ends a stanza.
+// repairCopies writes a missing, damaged or outdated main or copy again, so that one damaged file never ends a stanza.
 func (s *Stanza) repairCopies(ctx context.Context, ai *repo.ArchiveInfo, bi *repo.BackupInfo) (CreateOutcome, error) {
 	out := Existed
 	for _, f := range []struct {
@@ -123,14 +133,17 @@ func (s *Stanza) repairCopies(ctx context.Context, ai *repo.ArchiveInfo, bi *rep
 			return repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass)
 		}},
 	} {
-		_, merr := s.o.Storage.Stat(ctx, f.name)
-		_, cerr := s.o.Storage.Stat(ctx, f.name+".copy")
-		if merr == nil && cerr == nil {
+		faults, err := repo.CheckCopies(ctx, s.o.Storage, f.name, s.o.Pass)
+		if err != nil {
+			return "", fmt.Errorf("stanza %s: %w", s.o.Stanza, err)
+		}
+		if len(faults) == 0 {
 			continue
 		}
-		for _, err := range []error{merr, cerr} {
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return "", fmt.Errorf("stanza %s: %w", s.o.Stanza, err)
+		for _, fault := range faults {
+			// What the storage can't read now may be newer than the copy: only what is there and wrong is written over.
+			if !errors.Is(fault.Err, fs.ErrNotExist) && !errors.Is(fault.Err, repo.ErrFormat) && !errors.Is(fault.Err, repo.ErrChecksum) && !errors.Is(fault.Err, repo.ErrCorrupt) {
+				return "", fmt.Errorf("stanza %s: %s: %w", s.o.Stanza, fault.Object, fault.Err)
 			}
 		}
 		if err := f.save(); err != nil {
@@ -163,7 +176,7 @@ func (s *Stanza) upgrade(ctx context.Context, c pg.Control) (CreateOutcome, erro
 	acur, bcur := ai.DB(), bi.DB()
 	same := func(d repo.DB) bool { return d.SystemID == c.SystemID && d.Version == c.Version.String() }
 	if same(acur) && same(bcur) {
-		return Existed, nil
+		return s.repairCopies(ctx, ai, bi) // an upgrade may have died before the last copy
 	}
 	s.step("stanza-upgrade", "write", s.o.Stanza)
 	// A run that died between the two files has advanced only one: the other joins it under the same id.

@@ -180,6 +180,11 @@ func (o *SASLOptions) mechanism() (sasl.Mechanism, error) {
 	return nil, fmt.Errorf("SASL mechanism %q is unknown; allowed are plain, scram-sha-256, scram-sha-512", o.Mechanism)
 }
 
+// uncached makes the client library ask the broker: it answers from memory up to
+// MetadataMinAge, unless the rights on each topic are asked for too, which it does
+// not remember. For what decides whether a topic is deleted.
+func uncached(ctx context.Context) context.Context { return kadm.WithAuthorizedOps(ctx) }
+
 // pause waits, or returns the context's error.
 func pause(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)

@@ -3,6 +3,7 @@ package eventbus
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -103,8 +104,23 @@ func TestKafkaRoundTrip(t *testing.T) {
 	if _, err := dst.Load(t.Context(), a.source(), LoadOptions{}); err == nil || !strings.Contains(err.Error(), "ancient, bus.json, compacted") {
 		t.Errorf("load onto existing topics: %v", err)
 	}
-	if res, err = dst.Load(t.Context(), a.source(), LoadOptions{Replace: true}); err != nil {
+	kept, err := dst.Marks(t.Context())
+	if err != nil {
 		t.Fatal(err)
+	}
+	produce(t, client(t, target.Brokers()), &kgo.Record{Topic: "orders", Value: []byte("since the copy")})
+	if _, err := dst.Load(t.Context(), a.source(), LoadOptions{Replace: true, Kept: kept}); !errors.Is(err, ErrMoved) {
+		t.Fatalf("replaced a topic with a record that is in no copy: %v", err)
+	}
+	if kept, err = dst.Marks(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if res, err = dst.Load(t.Context(), a.source(), LoadOptions{Replace: true, Kept: kept}); err != nil {
+		t.Fatal(err)
+	}
+	// The archive's own bus has every topic still: giving back leaves it alone.
+	if same, err := src.Load(t.Context(), a.source(), LoadOptions{Replace: true, KeepSame: true}); err != nil || len(same.Topics) != 0 {
+		t.Fatalf("loaded over the same topics: %+v, %v", same, err)
 	}
 	sameKafka(t, source.Brokers(), target.Brokers(), src, dst, s)
 	checkPositions(t, source.Brokers(), target.Brokers(), s)

@@ -19,11 +19,23 @@ type LoadOptions struct {
 	// Replace deletes topics of the archive that exist on the bus, first.
 	// Without it, such a topic makes Load refuse, before it changes anything.
 	Replace bool
+	// Kept are the marks of a copy of the topics about to be replaced, taken by
+	// MarksOf. If the bus has moved since, or an open transaction kept records
+	// out of the copy, Load ends with ErrMoved before it changes anything. nil:
+	// there is no copy, nothing is compared.
+	Kept *Marks
+	// KeepSame leaves alone every topic that still is the one of the archive, by
+	// its id: a copy is given back only where the topic was replaced.
+	KeepSame bool
 	// Until leaves records with a later timestamp out; zero: none.
 	Until time.Time
 	// Progress is told of every chunk, one at a time; may be nil.
 	Progress func(Progress)
 }
+
+// ErrMoved says that the topics about to be replaced are not what was copied
+// of them. Load has changed nothing.
+var ErrMoved = errors.New("the bus has moved since its topics were copied")
 
 // LoadResult says what a load did.
 type LoadResult struct {
@@ -64,7 +76,8 @@ type LoadedPartition struct {
 //  5. Only then it applies the remaining settings and commits the positions of
 //     the groups: each to the first restored record at or after the old one.
 //
-// All topics of the archive are loaded, whatever Options.Topics says. Whoever
+// All topics of the archive are loaded (but for KeepSame), whatever
+// Options.Topics says. Whoever
 // deletes topics should have run Verify on the archive before: Load sees
 // damage at the end of an archive only when it gets there. If Load fails or is
 // cancelled after step 1, the topics are incomplete and no position has been
@@ -80,7 +93,10 @@ func (b *Bus) Load(ctx context.Context, src Source, opt LoadOptions) (*LoadResul
 	}
 	l := &loader{b: b, opt: opt, archive: a, parts: map[string][]*loadPart{}, clients: map[producerKind]*kgo.Client{}, limits: map[string]int32{}}
 	defer l.close()
-	for _, t := range a.marks.Topics {
+	if l.wanted, err = l.topicsToLoad(ctx); err != nil {
+		return fail(err)
+	}
+	for _, t := range l.wanted {
 		for _, p := range t.Partitions {
 			l.total += p.Stable - p.Start
 			l.parts[t.Name] = append(l.parts[t.Name], &loadPart{state: newPartState(t.Name, p)})
@@ -91,7 +107,10 @@ func (b *Bus) Load(ctx context.Context, src Source, opt LoadOptions) (*LoadResul
 	if err != nil {
 		return fail(err)
 	}
-	if err := l.deleteTopics(ctx, exist); err != nil {
+	if err := l.checkKept(ctx, exist); err != nil {
+		return fail(err)
+	}
+	if err := b.Delete(ctx, exist...); err != nil {
 		return fail(err)
 	}
 	if err := l.createTopics(ctx); err != nil {
@@ -101,7 +120,7 @@ func (b *Bus) Load(ctx context.Context, src Source, opt LoadOptions) (*LoadResul
 		return fail(fmt.Errorf("%w; the topics are incomplete, run the restore again with replacing allowed", err))
 	}
 	res := l.result()
-	if err := b.compare(ctx, a.summary, res); err != nil {
+	if err := b.compare(ctx, l.summary(), res); err != nil {
 		return fail(fmt.Errorf("what was loaded does not read back as it was saved: %w", err))
 	}
 	if err := l.finishTopics(ctx); err != nil {
@@ -127,6 +146,7 @@ type loader struct {
 	b       *Bus
 	opt     LoadOptions
 	archive *archive
+	wanted  []TopicMarks // of the archive, what is loaded
 	parts   map[string][]*loadPart
 	topics  []topicPlan
 	groups  []groupPlan
@@ -158,7 +178,7 @@ func (l *loader) produceAll(ctx context.Context) error {
 	}
 	slot := map[string]int{} // topic to the number of its partition 0 among all
 	n := 0
-	for _, t := range l.archive.marks.Topics {
+	for _, t := range l.wanted {
 		slot[t.Name] = n
 		n += len(t.Partitions)
 	}
@@ -175,6 +195,9 @@ func (l *loader) produceAll(ctx context.Context) error {
 			}
 			if err != nil {
 				return err
+			}
+			if l.parts[c.topic] == nil {
+				continue
 			}
 			select {
 			case queues[(slot[c.topic]+int(c.partition))%workers] <- c:
@@ -343,7 +366,7 @@ func (l *loader) close() {
 
 func (l *loader) result() *LoadResult {
 	res := &LoadResult{}
-	for _, t := range l.archive.marks.Topics {
+	for _, t := range l.wanted {
 		lt := LoadedTopic{Name: t.Name}
 		for i, p := range l.parts[t.Name] {
 			lp := LoadedPartition{
@@ -358,6 +381,18 @@ func (l *loader) result() *LoadResult {
 		res.Topics = append(res.Topics, lt)
 	}
 	return res
+}
+
+// summary is the archive's, of the topics loaded.
+func (l *loader) summary() *Summary {
+	s := *l.archive.summary
+	s.Topics = nil
+	for _, t := range l.archive.summary.Topics {
+		if l.parts[t.Name] != nil {
+			s.Topics = append(s.Topics, t)
+		}
+	}
+	return &s
 }
 
 // Compare reads every topic of a load back and holds it against the result,

@@ -74,9 +74,39 @@ var internalTopics = []string{"__consumer_offsets", "__transaction_state", "__sh
 // wildcards that names no topic is an error: the operator believes that it is
 // backed up.
 func (b *Bus) Marks(ctx context.Context) (*Marks, error) {
+	return b.take(ctx, b.selected)
+}
+
+// MarksOf takes the marks of those of the topics that are on the bus, whatever
+// Options.Topics says.
+func (b *Bus) MarksOf(ctx context.Context, names []string) (*Marks, error) {
+	wanted := make(map[string]bool, len(names))
+	for _, n := range names {
+		wanted[n] = true
+	}
+	return b.take(ctx, func(ctx context.Context) ([]kadm.TopicDetail, error) {
+		all, err := b.adm.ListTopics(uncached(ctx))
+		if err != nil {
+			return nil, fmt.Errorf("list topics: %w", err)
+		}
+		var out []kadm.TopicDetail
+		for _, t := range all.Sorted() {
+			if !wanted[t.Topic] {
+				continue
+			}
+			if t.Err != nil {
+				return nil, fmt.Errorf("topic %s: %w", t.Topic, t.Err)
+			}
+			out = append(out, t)
+		}
+		return out, nil
+	})
+}
+
+func (b *Bus) take(ctx context.Context, which func(context.Context) ([]kadm.TopicDetail, error)) (*Marks, error) {
 	m := &Marks{Topics: []TopicMarks{}, Groups: []GroupOffsets{}}
 	m.Taken.From = b.opt.Now().UTC()
-	topics, err := b.selected(ctx)
+	topics, err := which(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("event bus: take marks: %w", err)
 	}

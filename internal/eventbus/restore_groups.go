@@ -25,14 +25,20 @@ type groupPlan struct {
 // addPositions tells each partition which offsets it has to translate.
 func (l *loader) addPositions() {
 	for _, g := range l.archive.marks.Groups {
-		plan := groupPlan{saved: g}
+		plan := groupPlan{saved: GroupOffsets{Group: g.Group}}
 		for _, o := range g.Offsets {
+			if l.parts[o.Topic] == nil {
+				continue // the topic stays as it is, and so do positions on it
+			}
+			plan.saved.Offsets = append(plan.saved.Offsets, o)
 			pos := &position{old: o.Offset}
 			plan.positions = append(plan.positions, pos)
 			p := l.parts[o.Topic][o.Partition]
 			p.positions = append(p.positions, pos)
 		}
-		l.groups = append(l.groups, plan)
+		if len(plan.positions) > 0 {
+			l.groups = append(l.groups, plan)
+		}
 	}
 	for _, ps := range l.parts {
 		for _, p := range ps {

@@ -2,6 +2,7 @@ package eventbus
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -45,12 +46,12 @@ type topicPlan struct {
 // already. It changes nothing; its error lists everything that stands in the
 // way of the load.
 func (l *loader) plan(ctx context.Context) (exist []string, err error) {
-	md, err := l.b.adm.Metadata(ctx)
+	md, err := l.b.adm.Metadata(uncached(ctx))
 	if err != nil {
 		return nil, fmt.Errorf("list topics: %w", err)
 	}
 	var errs []error
-	for _, t := range l.archive.marks.Topics {
+	for _, t := range l.wanted {
 		if md.Topics.Has(t.Name) {
 			exist = append(exist, t.Name)
 		}
@@ -81,12 +82,66 @@ func (l *loader) plan(ctx context.Context) (exist []string, err error) {
 	return exist, errors.Join(errs...)
 }
 
-// deleteTopics deletes topics and waits until they are gone.
-func (l *loader) deleteTopics(ctx context.Context, names []string) error {
+// topicsToLoad are the archive's topics, but with KeepSame only those that are
+// not on the bus any more, or again under another id.
+func (l *loader) topicsToLoad(ctx context.Context) ([]TopicMarks, error) {
+	if !l.opt.KeepSame {
+		return l.archive.marks.Topics, nil
+	}
+	here, err := l.b.adm.ListTopics(uncached(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("list topics: %w", err)
+	}
+	var out []TopicMarks
+	for _, t := range l.archive.marks.Topics {
+		// Brokers before Kafka 2.8 give no ids: such a topic may be another.
+		if d, ok := here[t.Name]; !ok || d.ID == (kadm.TopicID{}) || hex.EncodeToString(d.ID[:]) != t.ID {
+			out = append(out, t)
+		}
+	}
+	return out, nil
+}
+
+// checkKept compares the topics about to be deleted with the copy of them.
+func (l *loader) checkKept(ctx context.Context, exist []string) error {
+	if l.opt.Kept == nil {
+		return nil
+	}
+	now := &Marks{}
+	if len(exist) > 0 {
+		var err error
+		if now, err = l.b.loadedMarks(uncached(ctx), exist); err != nil {
+			return err
+		}
+	}
+	kept := map[string]*TopicMarks{}
+	for i := range l.opt.Kept.Topics {
+		kept[l.opt.Kept.Topics[i].Name] = &l.opt.Kept.Topics[i]
+	}
+	for _, t := range now.Topics {
+		k := kept[t.Name]
+		if k == nil || k.ID != t.ID || len(k.Partitions) != len(t.Partitions) {
+			return fmt.Errorf("%w: topic %s was created or changed", ErrMoved, t.Name)
+		}
+		for i, p := range t.Partitions {
+			switch q := k.Partitions[i]; {
+			case q.HighWater != p.HighWater:
+				return fmt.Errorf("%w: topic %s, partition %d, reached offset %d and has %d now", ErrMoved, t.Name, i, q.HighWater, p.HighWater)
+			case q.Stable != q.HighWater:
+				return fmt.Errorf("%w: topic %s, partition %d, has an open transaction from offset %d on (one of a producer that died ends after its transaction.timeout.ms)", ErrMoved, t.Name, i, q.Stable)
+			}
+		}
+	}
+	return nil
+}
+
+// Delete deletes topics and waits until they are gone, no longer than the
+// timeout. A topic that is not there is no error.
+func (b *Bus) Delete(ctx context.Context, names ...string) error {
 	if len(names) == 0 {
 		return nil
 	}
-	rs, err := l.b.adm.DeleteTopics(ctx, names...)
+	rs, err := b.adm.DeleteTopics(ctx, names...)
 	if err != nil {
 		return fmt.Errorf("delete topics: %w", err)
 	}
@@ -99,16 +154,16 @@ func (l *loader) deleteTopics(ctx context.Context, names []string) error {
 			return fmt.Errorf("delete topic %s: %w %s", name, r.Err, r.ErrMessage)
 		}
 	}
-	return l.wait(ctx, "topics to be deleted", func(topics kadm.TopicDetails) bool {
+	return b.wait(ctx, "topics to be deleted", func(topics kadm.TopicDetails) bool {
 		return !slices.ContainsFunc(names, topics.Has)
 	})
 }
 
 // wait asks for the topics again and again until done says so, no longer than
 // the timeout.
-func (l *loader) wait(ctx context.Context, what string, done func(kadm.TopicDetails) bool) error {
-	for deadline := time.Now().Add(l.b.opt.Timeout); ; {
-		topics, err := l.b.adm.ListTopics(ctx)
+func (b *Bus) wait(ctx context.Context, what string, done func(kadm.TopicDetails) bool) error {
+	for deadline := time.Now().Add(b.opt.Timeout); ; {
+		topics, err := b.adm.ListTopics(ctx)
 		if err != nil {
 			return fmt.Errorf("wait for %s: %w", what, err)
 		}
@@ -116,7 +171,7 @@ func (l *loader) wait(ctx context.Context, what string, done func(kadm.TopicDeta
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("wait for %s: not so after %v", what, l.b.opt.Timeout)
+			return fmt.Errorf("wait for %s: not so after %v", what, b.opt.Timeout)
 		}
 		if err := pause(ctx, 50*time.Millisecond); err != nil {
 			return fmt.Errorf("wait for %s: %w", what, err)
@@ -148,7 +203,7 @@ func (l *loader) createTopics(ctx context.Context) error {
 	if len(names) == 0 {
 		return nil
 	}
-	err := l.wait(ctx, "leaders of the new topics", func(topics kadm.TopicDetails) bool {
+	err := l.b.wait(ctx, "leaders of the new topics", func(topics kadm.TopicDetails) bool {
 		for _, p := range l.topics {
 			t := topics[p.name]
 			if t.Err != nil || len(t.Partitions) != int(p.partitions) {

@@ -148,3 +148,46 @@ func (c *Conn) SwitchWAL(ctx context.Context) (lsn LSN, segment string, err erro
 	}
 	return lsn, SegmentName(timeline, lsn-1, c.segmentSize), nil
 }
+
+// AwaitReplay waits on a standby until it has replayed the WAL up to lsn and has a restart point at or after it, so that
+// its files may be copied for a backup that starts at lsn. It gives up when nothing was replayed for timeout.
+func (c *Conn) AwaitReplay(ctx context.Context, lsn LSN, timeout time.Duration) error {
+	moved, last := time.Now(), LSN(0)
+	asked := false
+	for {
+		var replayed, checkpoint string
+		err := c.c.QueryRow(ctx, "select coalesce(pg_last_wal_replay_lsn(), '0/0')::text, (select checkpoint_lsn::text from pg_control_checkpoint())").Scan(&replayed, &checkpoint)
+		if err != nil {
+			return fmt.Errorf("wait for the standby: %w", err)
+		}
+		at, err := parseServerLSN("wait for the standby", replayed)
+		if err != nil {
+			return err
+		}
+		point, err := parseServerLSN("wait for the standby", checkpoint)
+		if err != nil {
+			return err
+		}
+		if at >= lsn && point >= lsn {
+			return nil
+		}
+		if at >= lsn && !asked {
+			asked = true
+			if _, err := c.c.Exec(ctx, "checkpoint"); err != nil {
+				return fmt.Errorf("wait for the standby: ask for a restart point: %w", err)
+			}
+			continue
+		}
+		if at > last {
+			moved, last = time.Now(), at
+		}
+		if time.Since(moved) > timeout {
+			return fmt.Errorf("the standby has replayed WAL up to %s (last restart point %s), the backup starts at %s: is replication running? See pg_stat_wal_receiver on the standby", at, point, lsn)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}

@@ -1,8 +1,11 @@
 package repo
 
 import (
+	"io"
 	"slices"
 	"strings"
+
+	"github.com/zeebo/xxh3"
 )
 
 // AddFile inserts f at its sorted place; a file of the same name is replaced.
@@ -19,4 +22,23 @@ func (m *Manifest) AddFile(f File) {
 func (m *Manifest) HasFile(name string) bool {
 	_, found := slices.BinarySearchFunc(m.Files, name, func(e File, name string) int { return strings.Compare(e.Name, name) })
 	return found
+}
+
+// Path returns the directory of that name, nil when there is none. The list must be sorted. The pointer is into Paths.
+func (m *Manifest) Path(name string) *Path {
+	i, found := slices.BinarySearchFunc(m.Paths, name, func(p Path, name string) int { return strings.Compare(p.Name, name) })
+	if !found {
+		return nil
+	}
+	return &m.Paths[i]
+}
+
+// EncodeTo is Encode in pieces, so that memory does not grow with the manifest.
+func (m *Manifest) EncodeTo(w io.Writer) error { return m.encode(w) }
+
+// Sum is what a map of this checksum size keeps of one block's checksum.
+func (m *BlockMap) Sum(block []byte) (sum [MaxBlockChecksum]byte) {
+	h := xxh3.Hash128(block).Bytes()
+	copy(sum[:m.ChecksumSize], h[:])
+	return sum
 }

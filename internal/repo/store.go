@@ -3,6 +3,7 @@ package repo
 import (
 	"bytes"
 	"context"
+	"crypto/sha1"
 	"errors"
 	"fmt"
 	"io"
@@ -97,6 +98,48 @@ func loadOne[T any](ctx context.Context, s storage.Storage, name string, pass Se
 		return v, fmt.Errorf("load %s: %w%s", name, err, hint)
 	}
 	return v, nil
+}
+
+// CopyFault is one damaged, missing or different file of a pair.
+type CopyFault struct {
+	Object string
+	Err    error
+}
+
+// CheckCopies reads an info file or manifest and its copy, each by itself, and says what is wrong with either: a reader is
+// content with one, so that damage to the other goes unseen until it is the last. Only cancellation is an error.
+func CheckCopies(ctx context.Context, s storage.Storage, name string, pass Secret) (faults []CopyFault, err error) {
+	var sums [2][]byte
+	for i, n := range []string{name, name + copySuffix} {
+		sums[i], err = loadOne(ctx, s, n, pass, func(r io.Reader) ([]byte, error) {
+			h := sha1.New()
+			_, err := readINI(io.TeeReader(r, h), func(string, []byte, []byte) error { return nil })
+			return h.Sum(nil), err
+		})
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			faults = append(faults, CopyFault{n, err})
+		}
+	}
+	if len(faults) == 0 && !bytes.Equal(sums[0], sums[1]) {
+		faults = append(faults, CopyFault{name + copySuffix, fmt.Errorf("%w: differs from %s", ErrFormat, name)})
+	}
+	return faults, nil
+}
+
+// CheckHistoryManifest reads the compressed copy of a manifest that outlives its backup and says what is wrong with it.
+func CheckHistoryManifest(ctx context.Context, s storage.Storage, stanza string, l Label, pass Secret) error {
+	name := HistoryManifestPath(stanza, l)
+	m, err := readObject(ctx, s, name, StreamSpec{Compress: GZ, Pass: pass}, parseManifest)
+	if err == nil && m.Label != l {
+		err = fmt.Errorf("%w: it is of backup %s", ErrFormat, m.Label)
+	}
+	if err != nil {
+		return fmt.Errorf("load %s: %w", name, err)
+	}
+	return nil
 }
 
 // readObject hands one object's original bytes to parse.

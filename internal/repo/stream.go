@@ -295,7 +295,9 @@ func (s *StreamReader) Read(p []byte) (int, error) {
 	}
 	n, err := s.read(p)
 	if n > 0 {
-		s.sum.Write(p[:n])
+		if s.sum != nil {
+			s.sum.Write(p[:n])
+		}
 		s.size += int64(n)
 	}
 	if err == io.EOF {
@@ -335,7 +337,11 @@ func (s *StreamReader) finish() error {
 			return s.wrap(err)
 		}
 	}
-	s.sums = Sums{Size: s.size, SHA1: hex.EncodeToString(s.sum.Sum(nil)), RepoSize: s.source.size}
+	s.sums = Sums{Size: s.size, RepoSize: s.source.size}
+	if s.sum == nil {
+		return io.EOF
+	}
+	s.sums.SHA1 = hex.EncodeToString(s.sum.Sum(nil))
 	s.sums.RepoSHA1 = s.sums.SHA1
 	if s.source.sum != nil {
 		s.sums.RepoSHA1 = hex.EncodeToString(s.source.sum.Sum(nil))
@@ -362,6 +368,10 @@ func (s *StreamReader) wrap(err error) error {
 	}
 	return fmt.Errorf("%w: decompress %s after %d bytes: %w", ErrCorrupt, s.spec.Compress, s.size, err)
 }
+
+// Unhashed leaves the checksums out: the caller hashes, elsewhere and at the same time. Sums then has sizes only. To be
+// called before the first Read.
+func (s *StreamReader) Unhashed() { s.sum, s.source.sum = nil, nil }
 
 // Close gives decoder and buffers back; r stays open. It never fails and may be called at any time and again.
 func (s *StreamReader) Close() error {

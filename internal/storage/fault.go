@@ -30,6 +30,7 @@ const (
 	OpSync       Op = "sync"
 	OpMakeDir    Op = "makedir"
 	OpSymlink    Op = "symlink"
+	OpLink       Op = "link"
 	OpRemoveTree Op = "removetree"
 	OpSweep      Op = "sweep"
 )
@@ -363,6 +364,11 @@ func (f *Faulty) MakeDir(ctx context.Context, name string) error {
 // Symlink implements Linker.
 func (f *Faulty) Symlink(ctx context.Context, target, name string) error {
 	return f.do(OpSymlink, name, func() error { return f.forward.Symlink(ctx, target, name) })
+}
+
+// Link implements Linker.
+func (f *Faulty) Link(ctx context.Context, existing, name string) error {
+	return f.do(OpLink, name, func() error { return f.forward.Link(ctx, existing, name) })
 }
 
 // RemoveTree implements Linker.

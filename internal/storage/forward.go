@@ -32,6 +32,15 @@ func (f forward) Symlink(ctx context.Context, target, name string) error {
 	return l.Symlink(ctx, target, name)
 }
 
+// Link implements Linker.
+func (f forward) Link(ctx context.Context, existing, name string) error {
+	l, err := f.linker("link", name)
+	if err != nil {
+		return err
+	}
+	return l.Link(ctx, existing, name)
+}
+
 // RemoveTree implements Linker.
 func (f forward) RemoveTree(ctx context.Context, name string) error {
 	l, err := f.linker("remove tree", name)

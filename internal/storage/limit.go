@@ -159,6 +159,11 @@ func (l *Limit) Symlink(ctx context.Context, target, name string) error {
 	return l.do(ctx, func() error { return l.forward.Symlink(ctx, target, name) })
 }
 
+// Link implements Linker.
+func (l *Limit) Link(ctx context.Context, existing, name string) error {
+	return l.do(ctx, func() error { return l.forward.Link(ctx, existing, name) })
+}
+
 // RemoveTree implements Linker.
 func (l *Limit) RemoveTree(ctx context.Context, name string) error {
 	return l.do(ctx, func() error { return l.forward.RemoveTree(ctx, name) })

@@ -159,6 +159,40 @@ func (p *Posix) Symlink(ctx context.Context, target, name string) error {
 	return nil
 }
 
+// Link implements Linker. The link is made under a temporary name and renamed, so that an existing name is replaced in one
+// step.
+func (p *Posix) Link(ctx context.Context, existing, name string) error {
+	if err := errors.Join(check(ctx, existing), check(ctx, name)); err != nil {
+		return err
+	}
+	fromDir, fromBase := split(existing)
+	dir, base := split(name)
+	err := p.inDir(fromDir, p.deferred, func(from *os.File) error {
+		defer from.Close() // opened for reading: nothing to lose
+		return p.inDir(dir, p.deferred, func(d *os.File) error {
+			defer d.Close() // as above
+			temp := fmt.Sprintf("%s.%016x%s", durable.TempStem(base), rand.Uint64(), tempSuffix)
+			fd := int(d.Fd())
+			if err := unix.Linkat(int(from.Fd()), fromBase, fd, temp, 0); err != nil {
+				return err
+			}
+			err := unix.Renameat(fd, temp, fd, base)
+			// When both names are the same file already, rename leaves the temporary one.
+			if uerr := unix.Unlinkat(fd, temp, 0); err == nil && uerr != unix.ENOENT {
+				err = uerr
+			}
+			if err == nil && !p.deferred {
+				err = d.Sync()
+			}
+			return err
+		})
+	})
+	if err != nil {
+		return p.fail("link", name, err)
+	}
+	return nil
+}
+
 // RemoveTree implements Linker.
 func (p *Posix) RemoveTree(ctx context.Context, name string) error {
 	if err := check(ctx, name); err != nil {

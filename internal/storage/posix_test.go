@@ -270,3 +270,26 @@ func BenchmarkPosixDeferred(b *testing.B) {
 		}
 	}
 }
+
+func TestPosixLink(t *testing.T) {
+	p, err := storage.NewPosix(filepath.Join(t.TempDir(), "repo"), storage.PosixOptions{})
+	must(t, err)
+	defer p.Close()
+	must(t, storage.WriteAll(t.Context(), p, "a/b", []byte("one")), storage.WriteAll(t.Context(), p, "c/d/e", []byte("two")))
+	for range 2 { // a second time it is one already
+		must(t, p.Link(t.Context(), "a/b", "c/d/e"))
+	}
+	a, err := os.Stat(filepath.Join(p.Root(), "a/b"))
+	must(t, err)
+	b, err := os.Stat(filepath.Join(p.Root(), "c/d/e"))
+	must(t, err)
+	if !os.SameFile(a, b) {
+		t.Error("c/d/e is not the same file as a/b")
+	}
+	if got := tree(t, p.Root()); len(got) != 5 {
+		t.Errorf("left behind: %q", got)
+	}
+	if err := p.Link(t.Context(), "a/missing", "x"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("link of a missing object: %v", err)
+	}
+}

@@ -246,6 +246,11 @@ func (r *Retry) Symlink(ctx context.Context, target, name string) error {
 	return r.do(ctx, OpSymlink, name, func() error { return r.forward.Symlink(ctx, target, name) })
 }
 
+// Link implements Linker.
+func (r *Retry) Link(ctx context.Context, existing, name string) error {
+	return r.do(ctx, OpLink, name, func() error { return r.forward.Link(ctx, existing, name) })
+}
+
 // RemoveTree implements Linker.
 func (r *Retry) RemoveTree(ctx context.Context, name string) error {
 	return r.do(ctx, OpRemoveTree, name, func() error { return r.forward.RemoveTree(ctx, name) })

@@ -118,6 +118,9 @@ type Linker interface {
 	// Symlink replaces name with a symbolic link to target, in one step. Directories in between are made as needed. The
 	// target is not looked at. A link is not an object: List passes over links to directories.
 	Symlink(ctx context.Context, target, name string) error
+	// Link makes name a second name of the object existing. A name that exists already is replaced. Directories in between
+	// are made as needed.
+	Link(ctx context.Context, existing, name string) error
 	// RemoveTree removes name and everything below it, also what List does not show: empty directories, links (never what
 	// they point to), temporary files of writers that died. Missing is no error. When it returns nil, all of it stays away
 	// after a power cut.

@@ -191,6 +191,10 @@ func (p *pass) tryFile(ctx context.Context, n *node, last bool) (e *entry, settl
 	c := &content{ctx: ctx, f: f, size: st.Size, h: sha256.New(), p: p}
 	var after unix.Stat_t
 	if st.Size <= smallFile {
+		segs, err := smallSegments(f, &st)
+		if err != nil {
+			return nil, false, &readError{err}
+		}
 		data := p.c.buf[:st.Size]
 		if _, err := io.ReadFull(c, data); err != nil {
 			return nil, false, err // only the context's: content never ends early
@@ -202,7 +206,7 @@ func (p *pass) tryFile(ctx context.Context, n *node, last bool) (e *entry, settl
 		if c.err == nil && (settled || last) {
 			e.SHA256 = hex.EncodeToString(c.h.Sum(nil))
 			p.prog.Bytes += st.Size
-			err = p.w.addEntry(e, bytes.NewReader(data), kindOf(data))
+			err = p.addSmall(e, data, segs)
 		}
 	} else {
 		err = p.writeLarge(e, c)
@@ -217,6 +221,33 @@ func (p *pass) tryFile(ctx context.Context, n *node, last bool) (e *entry, settl
 		err = &readError{c.err}
 	}
 	return e, settled, err
+}
+
+// smallSegments returns where a small file has data, or nil if it has no hole worth it, which its allocation tells already.
+func smallSegments(f *os.File, st *unix.Stat_t) ([]segment, error) {
+	if st.Blocks*512+minHole > st.Size {
+		return nil, nil
+	}
+	return dataSegments(f, st.Size)
+}
+
+// addSmall writes a member from data, the whole content; what stands outside the segments must be zeros to be left out.
+func (p *pass) addSmall(e *entry, data []byte, segs []segment) error {
+	var kept []byte
+	at := int64(0)
+	for _, s := range segs {
+		if len(bytes.Trim(data[at:s.off], "\x00")) > 0 {
+			segs = nil // written to since the holes were looked for
+			break
+		}
+		kept = append(kept, data[s.off:s.off+s.len]...)
+		at = s.off + s.len
+	}
+	if segs == nil {
+		return p.w.addEntry(e, bytes.NewReader(data), kindOf(data))
+	}
+	e.Sparse = true
+	return p.w.addSparse(e.header(), kindOf(kept), segs, bytes.NewReader(kept))
 }
 
 // writeLarge writes a member from the file as it is read, with its holes if it has any.

@@ -114,6 +114,12 @@ func parseExcludes(patterns []string) (excludes, error) {
 	return list, nil
 }
 
+// Excludes returns what says whether the patterns leave out a path, given relative to its tree.
+func Excludes(patterns []string) (func(rel string) bool, error) {
+	x, err := parseExcludes(patterns)
+	return x.match, err
+}
+
 func (x excludes) match(rel string) bool {
 	if len(x) == 0 || rel == "" {
 		return false

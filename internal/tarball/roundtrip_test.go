@@ -60,36 +60,54 @@ func gnuTar(t *testing.T, ball []byte, src string) {
 }
 
 func TestHolesAreKept(t *testing.T) {
-	src, dst := t.TempDir(), filepath.Join(t.TempDir(), "new")
-	f, err := os.Create(filepath.Join(src, "sparse"))
-	must(t, err)
-	const size = 512 << 20
-	_, err = f.WriteAt([]byte("in the middle"), 200<<20)
-	must(t, err)
-	must(t, f.Truncate(size))
-	must(t, f.Close())
-	ball, _ := capture(t, CaptureOptions{Now: aged()}, src, nil)
-	if len(ball) > 1<<20 {
-		t.Errorf("the tarball of a file of holes is %d bytes", len(ball))
-	}
-	_, _, err = restoreSynced(t.Context(), bytes.NewReader(ball), ExtractOptions{Dest: map[string]string{"t": dst}})
-	must(t, err)
-	fi, err := os.Stat(filepath.Join(dst, "sparse"))
-	must(t, err)
-	if disk := fi.Sys().(*syscall.Stat_t).Blocks * 512; fi.Size() != size || disk > 1<<20 {
-		t.Errorf("restored %d bytes, %d on disk", fi.Size(), disk)
-	}
-	dir := t.TempDir()
-	cmd := exec.Command("tar", "xzf", "-", "-C", dir)
-	cmd.Stdin = bytes.NewReader(ball)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("tar: %v\n%s", err, out)
-	}
-	fi, err = os.Stat(filepath.Join(dir, "files/t/sparse"))
-	must(t, err)
-	if disk := fi.Sys().(*syscall.Stat_t).Blocks * 512; fi.Size() != size || disk > 1<<20 {
-		t.Errorf("GNU tar restored %d bytes, %d on disk", fi.Size(), disk)
+	const small = 1 << 20 // such a file is read whole before it is written
+	for _, c := range []struct {
+		name     string
+		size, at int64 // at: where eight bytes stand; less than 0: nowhere
+		disk     int64 // what it may take
+	}{
+		{"large", 64 << 20, 20 << 20, 1 << 20},
+		{"large, only a hole", 64 << 20, -1, 64 << 10},
+		{"small", small, small / 2, 64 << 10},
+		{"small, only a hole", small, -1, 0},
+		{"small, data at its end", small, small - 8, 64 << 10},
+		{"small, data at its beginning", small, 0, 64 << 10},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			src, dst := t.TempDir(), filepath.Join(t.TempDir(), "new")
+			f, err := os.Create(filepath.Join(src, "sparse"))
+			must(t, err)
+			if c.at >= 0 {
+				_, err = f.WriteAt([]byte("far away"), c.at)
+				must(t, err)
+			}
+			must(t, f.Truncate(c.size))
+			must(t, f.Close())
+			ball, _ := capture(t, CaptureOptions{Now: aged()}, src, nil)
+			if len(ball) > 1<<20 {
+				t.Errorf("the tarball of a file of holes is %d bytes", len(ball))
+			}
+			_, _, err = restoreSynced(t.Context(), bytes.NewReader(ball), ExtractOptions{Dest: map[string]string{"t": dst}})
+			must(t, err)
+			fi, err := os.Stat(filepath.Join(dst, "sparse"))
+			must(t, err)
+			if disk := fi.Sys().(*syscall.Stat_t).Blocks * 512; fi.Size() != c.size || disk > c.disk {
+				t.Errorf("restored %d bytes, %d on disk", fi.Size(), disk)
+			}
+			dir := t.TempDir()
+			cmd := exec.Command("tar", "xzf", "-", "-C", dir)
+			cmd.Stdin = bytes.NewReader(ball)
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("tar: %v\n%s", err, out)
+			}
+			fi, err = os.Stat(filepath.Join(dir, "files/t/sparse"))
+			must(t, err)
+			if disk := fi.Sys().(*syscall.Stat_t).Blocks * 512; fi.Size() != c.size || disk > c.disk {
+				t.Errorf("GNU tar restored %d bytes, %d on disk", fi.Size(), disk)
+			}
+			sameListing(t, listing(t, src, true), listing(t, filepath.Join(dir, "files/t"), true))
+		})
 	}
 }
 

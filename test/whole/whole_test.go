@@ -6,17 +6,20 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"holdfast/test/world"
 )
@@ -48,26 +51,58 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// newWorld makes an application with sample content that ends with the test.
-func newWorld(t *testing.T, apart bool, conf ...string) *world.World {
+// bus is the event bus of an application; while down is true it hangs up on everybody.
+type bus struct {
+	*kfake.Cluster
+	down atomic.Bool
+}
+
+func newBus(t *testing.T) *bus {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("needs PostgreSQL; run make test")
-	}
-	bin, err := built()
-	if err != nil {
-		t.Fatal(err)
-	}
 	kafka, err := kfake.NewCluster(kfake.NumBrokers(1))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(kafka.Close)
+	b := &bus{Cluster: kafka}
+	kafka.Control(func(kmsg.Request) (kmsg.Response, error, bool) {
+		if !b.down.Load() {
+			return nil, nil, false
+		}
+		kafka.KeepControl()
+		return nil, errors.New("the bus is down"), true
+	})
+	return b
+}
+
+// newWorld makes an application with sample content that ends with the test.
+func newWorld(t *testing.T, apart bool, conf ...string) *world.World {
+	t.Helper()
+	w, _ := newWorldAndBus(t, apart, conf...)
+	return w
+}
+
+func newWorldAndBus(t *testing.T, apart bool, conf ...string) (*world.World, *bus) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("needs PostgreSQL; run make test")
+	}
+	kafka := newBus(t)
+	return newWorldOn(t, kafka.ListenAddrs(), apart, conf...), kafka
+}
+
+// newWorldOn is newWorld on an event bus of the caller's.
+func newWorldOn(t *testing.T, brokers []string, apart bool, conf ...string) *world.World {
+	t.Helper()
+	bin, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
 	dir, err := os.MkdirTemp("", "hf-whole-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := world.New(t.Context(), world.Options{Dir: dir, Bin: bin, Brokers: kafka.ListenAddrs(), Apart: apart, Conf: conf})
+	w, err := world.New(t.Context(), world.Options{Dir: dir, Bin: bin, Brokers: brokers, Apart: apart, Conf: conf})
 	t.Cleanup(func() {
 		if w != nil {
 			if err := w.Close(context.Background()); err != nil {
@@ -85,6 +120,9 @@ func newWorld(t *testing.T, apart bool, conf ...string) *world.World {
 		t.Fatal(err)
 	}
 	produce(t, w, 0, 200)
+	if err := w.Commit(t.Context(), "readers", map[string]map[int32]int64{"events": {0: 40, 1: 100}}); err != nil {
+		t.Fatal(err)
+	}
 	return w
 }
 
@@ -119,17 +157,17 @@ func same(t *testing.T, what string, want, got *world.Proof) {
 	}
 }
 
+// span is when something was looked at.
+type span struct{ From, To time.Time }
+
 // set is what the tests look at in a set document.
 type set struct {
 	ID       string `json:"id"`
 	State    string `json:"state"`
 	Recovery struct {
-		Postgres []struct {
-			Taken struct{ From, To time.Time }
-		}
-		Skew struct {
-			From, To time.Time
-		}
+		Postgres        []struct{ Taken span }
+		Files, EventBus struct{ Taken span }
+		Skew            span
 	}
 	Pieces []struct{ Kind, Path string }
 }
@@ -178,6 +216,7 @@ func restore(t *testing.T, w *world.World, id string) {
 func TestBothModes(t *testing.T) {
 	for mode, apart := range map[string]bool{"included": false, "apart": true} {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t, apart)
 			want := prove(t, w)
 			s := backup(t, w)
@@ -231,6 +270,7 @@ func TestBothModes(t *testing.T) {
 func TestKilledBackup(t *testing.T) {
 	for mode, apart := range map[string]bool{"included": false, "apart": true} {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t, apart)
 			first := backup(t, w)
 			steps := stepsOf(t, w, "backup_all", "backup")
@@ -305,35 +345,34 @@ func killAt(t *testing.T, w *world.World, step, name string, args ...string) {
 }
 
 // TestKilledRestore kills the restore at every step; giving back brings back what was there, and running it again ends right.
+// One mode takes every step, the other every second; each step is given back in one of them.
 func TestKilledRestore(t *testing.T) {
-	w := newWorld(t, false)
-	want := prove(t, w)
-	s := backup(t, w)
-	change := func() *world.Proof {
-		if err := errors.Join(w.Exec(t.Context(), "create table if not exists later (n int)", "delete from t where id % 2 = 0"), os.WriteFile(filepath.Join(w.Files, "later"), []byte("later"), 0o600)); err != nil {
-			t.Fatal(err)
-		}
-		produce(t, w, 200, 210)
-		return prove(t, w)
+	for mode, apart := range map[string]bool{"included": false, "apart": true} {
+		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, apart)
+			want := prove(t, w)
+			s := backup(t, w)
+			restore(t, w, s.ID)
+			same(t, "not killed", want, prove(t, w))
+			steps := stepsOf(t, w, "restore")
+			for i, step := range steps {
+				committed, giveBack := step == "restore:drop-replaced", (i%2 == 0) != apart
+				if step == "restore:give-back" || apart && !giveBack {
+					continue
+				}
+				before := change(t, w)
+				killAt(t, w, step, "holdfast", "restore", "--set", s.ID, "--yes")
+				if giveBack && !committed {
+					ok(t, w, "holdfast", "restore", "--give-back")
+					same(t, "given back after a kill at "+step, before, prove(t, w))
+				}
+				restore(t, w, s.ID)
+				same(t, "restored after a kill at "+step, want, prove(t, w))
+			}
+			t.Logf("killed at %d steps: %s", len(steps), strings.Join(steps, " "))
+		})
 	}
-	restore(t, w, s.ID)
-	same(t, "not killed", want, prove(t, w))
-	steps := stepsOf(t, w, "restore")
-	for i, step := range steps {
-		if step == "restore:give-back" {
-			continue
-		}
-		before := change()
-		killAt(t, w, step, "holdfast", "restore", "--set", s.ID, "--yes")
-		committed := step == "restore:drop-replaced"
-		if i%2 == 0 && !committed {
-			ok(t, w, "holdfast", "restore", "--give-back")
-			same(t, "given back after a kill at "+step, before, prove(t, w))
-		}
-		restore(t, w, s.ID)
-		same(t, "restored after a kill at "+step, want, prove(t, w))
-	}
-	t.Logf("killed at %d steps: %s", len(steps), strings.Join(steps, " "))
 }
 
 // TestDamage: what is damaged, missing, foreign or busy is refused before anything is touched.
@@ -392,32 +431,43 @@ func TestDamage(t *testing.T) {
 	ok(t, w, "holdfast", "sets", "verify", other.ID)
 }
 
-// TestTwoRuns: the second run says who holds the lock.
+// TestTwoRuns: while one run is at work, every other says who is and leaves it alone.
 func TestTwoRuns(t *testing.T) {
 	w := newWorld(t, false)
-	lock := filepath.Join(w.Root, "var/lib/holdfast/lock/instance.lock")
-	hold := exec.Command("flock", "-x", lock, "sh", "-c", `printf '{"verb":"backup_all","exec":"77-abc","since":"2026-11-22T00:00:00Z"}' > "$0"; echo held; read x`, lock)
-	in, err := hold.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
+	first := backup(t, w)
+	want := prove(t, w)
+	refused := func(verb string, pid int) {
+		t.Helper()
+		for _, args := range [][]string{{"alation_action", "backup_all"}, {"alation_action", "destructive_restore_all"}, {"holdfast", "restore", "--set", first.ID, "--yes"},
+			{"holdfast", "restore", "--give-back"}, {"holdfast", "sets", "verify", first.ID}, {"holdfast", "sets", "delete", first.ID, "--yes", "--last"}} {
+			out, err := w.As(t.Context(), args[0], "YES\n", args[1:]...)
+			failed(t, out, err, 4, fmt.Sprintf("%s (process %d-", verb, pid), "since "+time.Now().UTC().Format("2006-01-02"))
+		}
+		ok(t, w, "holdfast", "sets", "list")
 	}
-	out, err := hold.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
+	ok(t, w, "alation_conf", "alation.backup.restore_file", "-s", "/data2/backup/"+first.ID+"_alation_backup.tar.gz", "alation.backup.eb_restore_file", "-s", "/data2/backup/"+first.ID+"_alation_eb_backup.tar.gz")
+	for _, step := range []string{"backup:copy", "backup_all:rename"} {
+		p := paused(t, w, step, "alation_action", "backup_all")
+		refused("backup_all", p.Pid())
+		if out, err := p.Resume(); err != nil {
+			t.Fatal(err, out)
+		}
 	}
-	if err := os.MkdirAll(filepath.Dir(lock), 0o750); err != nil {
-		t.Fatal(err)
+	all := sets(t, w)
+	if len(all) != 3 {
+		t.Errorf("%d sets, not 3", len(all))
 	}
-	if err := hold.Start(); err != nil {
-		t.Fatal(err)
+	for _, s := range all {
+		ok(t, w, "holdfast", "sets", "verify", s.ID)
 	}
-	if _, err := out.Read(make([]byte, 5)); err != nil {
-		t.Fatal(err)
+	for _, step := range []string{"restore:unpack", "restore:files", "restore:recover", "restore:eventbus-load", "restore:commit"} {
+		change(t, w)
+		p := paused(t, w, step, "holdfast", "restore", "--set", all[2].ID, "--yes")
+		refused("destructive_restore_all", p.Pid())
+		if out, err := p.Resume(); err != nil {
+			t.Fatal(err, out)
+		}
+		same(t, "restored beside others at "+step, want, prove(t, w))
 	}
-	fails(t, w, 4, "backup_all (process 77-abc) since 2026-11-22", "alation_action", "backup_all")
-	if err := errors.Join(in.Close()); err != nil {
-		t.Fatal(err)
-	}
-	_ = hold.Wait() // read ends with an error at the end of its input
-	ok(t, w, "alation_action", "backup_all")
+	leftOvers(t, w)
 }

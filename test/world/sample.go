@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"golang.org/x/sys/unix"
 )
 
 // MakeDir makes a directory below the root that belongs to the server's user.
@@ -41,18 +42,77 @@ func (w *World) SampleFiles() error {
 	do(os.WriteFile(filepath.Join(w.Files, "empty"), nil, 0o600))
 	do(os.Symlink("part0/deep/file 0.txt", filepath.Join(w.Files, "link")))
 	do(os.Link(filepath.Join(w.Files, "part1/deep/file 1.txt"), filepath.Join(w.Files, "hard link")))
-	sparse, err := os.Create(filepath.Join(w.Files, "sparse"))
-	if err != nil {
-		return err
+	do(os.Link(filepath.Join(w.Files, "part1/deep/file 1.txt"), filepath.Join(w.Files, "part6/third name")))
+	do(unix.Mkfifo(filepath.Join(w.Files, "pipe"), 0o620))
+	for name, size := range map[string]int64{"holes": 16 << 20, "all hole": 1 << 20, "ends with data": 8<<20 + 8} {
+		do(sparse(filepath.Join(w.Files, name), size))
 	}
-	_, err = sparse.WriteAt([]byte("far away"), 8<<20)
-	do(errors.Join(err, sparse.Truncate(16<<20), sparse.Close()))
 	if w.owner != nil { // the instance's user must be able to read its own files
 		do(filepath.WalkDir(w.Files, func(path string, _ fs.DirEntry, err error) error {
 			return errors.Join(err, os.Lchown(path, int(w.owner.Uid), int(w.owner.Gid)))
 		}))
+		do(os.Lchown(filepath.Join(w.Files, "part3/deep/file 3.txt"), 31001, 31002)) // a user that no host knows
+		do(os.Lchown(filepath.Join(w.Files, "link"), 31001, 31002))
+	}
+	// After the owners: a change of owner clears these bits.
+	do(os.Chmod(filepath.Join(w.Files, "part2"), 0o770|fs.ModeSetgid|fs.ModeSticky))
+	do(os.Chmod(filepath.Join(w.Files, "part2/deep/file 2.txt"), 0o555|fs.ModeSetuid))
+	for _, name := range []string{"part2", "part2/deep/file 2.txt", "holes", "hard link"} {
+		do(attribute(filepath.Join(w.Files, name)))
+	}
+	for i, name := range []string{"part5/deep", "part5", "link", "empty"} { // long ago, to the nanosecond, before 1970 too
+		at := unix.NsecToTimespec((int64(i)*1e18 - 1e18) + 123456789)
+		do(unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(w.Files, name), []unix.Timespec{at, at}, unix.AT_SYMLINK_NOFOLLOW))
 	}
 	return errors.Join(errs...)
+}
+
+// sparse makes a file of one hole, but for eight bytes that stand at 8 MiB if it is that large.
+func sparse(path string, size int64) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	if size > 8<<20 {
+		_, err = f.WriteAt([]byte("far away"), 8<<20)
+	}
+	return errors.Join(err, f.Truncate(size), f.Close())
+}
+
+// attribute gives an object an extended attribute that is no text and an empty one.
+func attribute(path string) error {
+	err := errors.Join(unix.Lsetxattr(path, "user.origin", []byte("catalog\x00\xff\n"), 0), unix.Lsetxattr(path, "user.empty", nil, 0))
+	if errors.Is(err, unix.ENOTSUP) {
+		return nil // this file system has none
+	}
+	return err
+}
+
+// Commit lets a consumer group have read partitions up to offsets: topic → partition → offset.
+func (w *World) Commit(ctx context.Context, group string, at map[string]map[int32]int64) error {
+	cl, err := w.Kafka()
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	offsets := kadm.Offsets{}
+	for topic, parts := range at {
+		for n, offset := range parts {
+			offsets.Add(kadm.Offset{Topic: topic, Partition: n, At: offset, LeaderEpoch: -1, Metadata: "noted by " + group})
+		}
+	}
+	return kadm.NewClient(cl).CommitAllOffsets(ctx, group, offsets)
+}
+
+// DeleteTopics deletes topics as a lost broker would; consumer groups' positions on them go with them.
+func (w *World) DeleteTopics(ctx context.Context, names ...string) error {
+	cl, err := w.Kafka()
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	deleted, err := kadm.NewClient(cl).DeleteTopics(ctx, names...)
+	return errors.Join(err, deleted.Error())
 }
 
 // CreateTopic makes a topic.

@@ -165,8 +165,22 @@ func (w *World) server(ctx context.Context, program string, args ...string) (str
 
 // StartServer and StopServer use pg_ctl.
 func (w *World) StartServer(ctx context.Context) error {
-	_, err := w.server(ctx, "pg_ctl", "-D", w.Data, "-l", filepath.Join(w.Dir, "data", "pgsql", "start.log"), "-w", "-t", "60", "-s", "start")
-	return err
+	_, err := w.server(ctx, "pg_ctl", "-D", w.Data, "-l", w.serverLog(), "-w", "-t", "60", "-s", "start")
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, w.LogTail())
+	}
+	return nil
+}
+
+func (w *World) serverLog() string { return filepath.Join(w.Dir, "data", "pgsql", "start.log") }
+
+// LogTail is the end of the server's log, to make the message of an error richer.
+func (w *World) LogTail() string {
+	text, err := os.ReadFile(w.serverLog())
+	if err != nil {
+		return err.Error()
+	}
+	return string(text[max(0, len(text)-2000):])
 }
 
 func (w *World) StopServer(ctx context.Context, mode string) error {

@@ -1,0 +1,500 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"holdfast/internal/durable"
+	"holdfast/internal/pg"
+	"holdfast/internal/repo"
+)
+
+// Asynchronous archiving (format page, section 12). archive_command only asks a spool directory whether its segment is in
+// the archive already; one background process pushes all that waits. restore_command takes its segment from a directory
+// that a background process fills ahead:
+//
+//	<spool>/archive/<stanza>/out/<file>.ok      pushed; a first line "0" is followed by a warning
+//	<spool>/archive/<stanza>/out/<file>.error   "<code>\n<message>"; global.error stands for every file without its own
+//	<spool>/archive/<stanza>/in/<segment>       fetched, ready to be renamed
+//	<spool>/archive/<stanza>/in/<segment>.ok    not in the archive
+//	<spool>/archive/<stanza>/in/<segment>.error as above
+//
+// Nothing in a spool is precious: without it everything is asked again.
+
+// Spool is the spool directory of one stanza and how to start the background process.
+type Spool struct {
+	Dir     string        // <spool path>/archive/<stanza>
+	Timeout time.Duration // how long the foreground waits for the background; 0: a minute
+	// Start starts the background process, which outlives the caller. It is called at most once per verb.
+	Start func(ctx context.Context) error
+	// Code turns an error into the number written into a status file; nil: always 125.
+	Code   func(error) int
+	Now    func() time.Time
+	Events func(Event)
+}
+
+// SpoolError is what a background process left in a status file.
+type SpoolError struct {
+	File    string // what it could not push or get
+	Code    int    // as Spool.Code gave it
+	Message string
+}
+
+func (e *SpoolError) Error() string { return e.Message }
+
+const globalStatus = "global"
+
+func (s *Spool) complete() {
+	if s.Timeout <= 0 {
+		s.Timeout = time.Minute
+	}
+	if s.Now == nil {
+		s.Now = time.Now
+	}
+	if s.Code == nil {
+		s.Code = func(error) int { return 125 }
+	}
+	if s.Events == nil {
+		s.Events = func(Event) {}
+	}
+}
+
+func (s *Spool) warn(format string, a ...any) { s.Events(Warning{fmt.Sprintf(format, a...)}) }
+
+// put writes a status file so that a reader sees all of it or nothing.
+func put(dir, name, text string) error {
+	f, err := durable.Create(filepath.Join(dir, name), 0o640)
+	if err != nil {
+		return err
+	}
+	defer f.Abort() // after the commit it does nothing
+	if _, err := f.Write([]byte(text)); err != nil {
+		return err
+	}
+	return f.CommitNoSync() // a power cut may take it: the question is asked again
+}
+
+// status reads the status of a file: found with a warning to pass on, or the error left there.
+func (s *Spool) status(dir, file string) (found bool, err error) {
+	switch b, err := os.ReadFile(filepath.Join(dir, file+".ok")); {
+	case err == nil:
+		first, rest, _ := strings.Cut(string(b), "\n")
+		if first != "" && first != "0" {
+			s.warn("%s was skipped by hand: its status is %s\n%s", file, first, rest)
+		} else if rest != "" {
+			s.warn("%s", strings.TrimSpace(rest))
+		}
+		return true, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return false, err
+	}
+	for _, name := range []string{file, globalStatus} {
+		b, err := os.ReadFile(filepath.Join(dir, name+".error"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		first, rest, _ := strings.Cut(string(b), "\n")
+		code, cerr := strconv.Atoi(first)
+		if cerr != nil {
+			code, rest = 125, string(b)
+		}
+		return false, &SpoolError{File: file, Code: code, Message: strings.TrimSpace(rest)}
+	}
+	return false, nil
+}
+
+func (s *Spool) fail(dir, file string, err error) error {
+	return put(dir, file+".error", strconv.Itoa(s.Code(err))+"\n"+err.Error()+"\n")
+}
+
+func removeFiles(dir string, names ...string) error {
+	for _, n := range names {
+		if err := os.Remove(filepath.Join(dir, n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// await asks ready until it is done, an error, or the time is over; the error then names what was waited for.
+func (s *Spool) await(ctx context.Context, what string, ready func() (bool, error)) error {
+	deadline := s.Now().Add(s.Timeout)
+	for pause := 2 * time.Millisecond; ; pause = min(pause*2, 100*time.Millisecond) {
+		if ok, err := ready(); ok || err != nil {
+			return err
+		}
+		if s.Now().After(deadline) {
+			return fmt.Errorf("%w: %s after %s: the background process has not answered; see its log and the files in %s", ErrArchiveTimeout, what, s.Timeout, s.Dir)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// PushSpooled is archive_command with asynchronous archiving: it returns nil once the background process has put the file
+// into every repository. An error left by an earlier run gets one more try. Cancelled: nothing was promised.
+func (s Spool) PushSpooled(ctx context.Context, file string) error {
+	s.complete()
+	out := filepath.Join(s.Dir, "out")
+	if done, err := s.status(out, file); done {
+		return err
+	}
+	if err := os.MkdirAll(out, 0o750); err != nil {
+		return fmt.Errorf("spool: %w", err)
+	}
+	if err := removeFiles(out, file+".error", globalStatus+".error"); err != nil {
+		return fmt.Errorf("spool: %w", err)
+	}
+	if err := s.Start(ctx); err != nil {
+		return fmt.Errorf("start the background process of archive-push: %w", err)
+	}
+	return s.await(ctx, "push of "+file, func() (bool, error) { return s.status(out, file) })
+}
+
+// QueueOptions is what the background process of archive-push works with.
+type QueueOptions struct {
+	WALDir     string // pg_wal
+	ProcessMax int
+	QueueMax   int64                                        // bytes of WAL that may wait before it is dropped; 0: it never is
+	Push       func(ctx context.Context, path string) error // puts one file into every repository
+}
+
+// dropWarnings are the shares of QueueMax at which the operator is warned before WAL is dropped.
+var dropWarnings = []int64{80, 50}
+
+// PushQueue is the background process of archive-push: it pushes what waits in archive_status until nothing is left or a
+// push fails. The caller holds the stanza's archive lock.
+func (s Spool) PushQueue(ctx context.Context, o QueueOptions) error {
+	s.complete()
+	out := filepath.Join(s.Dir, "out")
+	if err := os.MkdirAll(out, 0o750); err != nil {
+		return fmt.Errorf("spool: %w", err)
+	}
+	for {
+		ready, err := readySegments(o.WALDir)
+		if err == nil {
+			ready, err = s.queue(out, ready)
+		}
+		if err == nil && len(ready) == 0 {
+			return nil
+		}
+		dropped := false
+		notice := ""
+		if err == nil {
+			dropped, notice, err = s.overflow(out, ready, o)
+		}
+		if err == nil && !dropped {
+			err = s.pushBatch(ctx, out, ready, notice, o)
+		}
+		if err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return errors.Join(err, s.fail(out, globalStatus, err))
+		}
+	}
+}
+
+// readySegments lists what PostgreSQL wants archived, history files first, then in the order of WAL.
+func readySegments(walDir string) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(walDir, "archive_status"))
+	if err != nil {
+		return nil, fmt.Errorf("look for WAL that waits: %w", err)
+	}
+	var ready []string
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), ".ready"); ok {
+			ready = append(ready, name)
+		}
+	}
+	slices.SortFunc(ready, func(a, b string) int {
+		if ha, hb := pg.IsHistoryName(a), pg.IsHistoryName(b); ha != hb {
+			if ha {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(a, b)
+	})
+	return ready, nil
+}
+
+// queue clears statuses that nobody will ask for and leaves out what is done.
+func (s *Spool) queue(out string, ready []string) ([]string, error) {
+	waiting := map[string]bool{}
+	for _, name := range ready {
+		waiting[name] = true
+	}
+	entries, err := os.ReadDir(out)
+	if err != nil {
+		return nil, fmt.Errorf("spool: %w", err)
+	}
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), ".ok")
+		if ok && waiting[name] {
+			delete(waiting, name)
+			continue
+		}
+		if err := removeFiles(out, e.Name()); err != nil {
+			return nil, fmt.Errorf("spool: %w", err)
+		}
+	}
+	return slices.DeleteFunc(ready, func(n string) bool { return !waiting[n] }), nil
+}
+
+// overflow drops what waits when it exceeds the limit: the operator chose a gap in the archive over a full disk. Long
+// before that, notice is a warning that goes out with each file.
+func (s *Spool) overflow(out string, ready []string, o QueueOptions) (dropped bool, notice string, err error) {
+	if o.QueueMax <= 0 {
+		return false, "", nil
+	}
+	var waiting int64
+	for _, name := range ready {
+		if info, err := os.Stat(filepath.Join(o.WALDir, name)); err == nil {
+			waiting += info.Size()
+		}
+	}
+	if waiting > o.QueueMax {
+		for _, name := range ready {
+			text := fmt.Sprintf("0\ndropped WAL file '%s' because archive queue exceeded %s: the archive has a gap from here on; make a new backup\n", name, Size(o.QueueMax))
+			if err := put(out, name+".ok", text); err != nil {
+				return false, "", fmt.Errorf("spool: %w", err)
+			}
+		}
+		return true, "", nil
+	}
+	for _, share := range dropWarnings {
+		if waiting > o.QueueMax/100*share {
+			return false, fmt.Sprintf("0\n%s of WAL wait to be archived, %d %% of the limit at which WAL is dropped (archive-push-queue-max=%s)\n", Size(waiting), waiting*100/o.QueueMax, Size(o.QueueMax)), nil
+		}
+	}
+	return false, "", nil
+}
+
+// pushBatch pushes files with several workers; after the first failure nothing new is begun.
+func (s *Spool) pushBatch(ctx context.Context, out string, ready []string, notice string, o QueueOptions) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(o.ProcessMax, 1))
+	for _, name := range ready {
+		if ctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			if ctx.Err() != nil { // begun after another one failed
+				return ctx.Err()
+			}
+			// One that was begun is finished, whatever happens to the others.
+			if err := o.Push(context.WithoutCancel(ctx), filepath.Join(o.WALDir, name)); err != nil {
+				return errors.Join(err, s.fail(out, name, err))
+			}
+			return put(out, name+".ok", notice)
+		})
+	}
+	return g.Wait()
+}
+
+// GetSpooled is restore_command with read-ahead, for segments only; the file appears at dest. wanted are the segments that
+// will be asked for next, beginning with this one. ErrWALMissing: the archive does not hold it. retry: a mark "not there"
+// that an earlier run left does not count.
+func (s Spool) GetSpooled(ctx context.Context, wanted []string, dest string, retry bool) error {
+	s.complete()
+	in := filepath.Join(s.Dir, "in")
+	if err := os.MkdirAll(in, 0o750); err != nil {
+		return fmt.Errorf("spool: %w", err)
+	}
+	name := wanted[0]
+	if _, err := os.Stat(filepath.Join(in, name)); err == nil {
+		if err := s.take(in, name, dest); err != nil {
+			return err
+		}
+		return s.refill(ctx, in, wanted[1:])
+	}
+	if _, err := os.Stat(filepath.Join(in, name+".ok")); err == nil && !retry {
+		return fmt.Errorf("get %s: %w", name, errors.Join(ErrWALMissing, removeFiles(in, name+".ok")))
+	}
+	if err := removeFiles(in, name+".ok", name+".error", globalStatus+".error"); err != nil {
+		return fmt.Errorf("spool: %w", err)
+	}
+	if err := s.tidy(in, wanted); err != nil {
+		return err
+	}
+	if err := s.Start(ctx); err != nil {
+		return fmt.Errorf("start the background process of archive-get: %w", err)
+	}
+	missing := false
+	err := s.await(ctx, "get of "+name, func() (bool, error) {
+		if _, err := os.Stat(filepath.Join(in, name)); err == nil {
+			return true, nil
+		}
+		found, err := s.status(in, name)
+		missing = found
+		return found, err
+	})
+	switch {
+	case err != nil:
+		return err
+	case missing:
+		return fmt.Errorf("get %s: %w", name, errors.Join(ErrWALMissing, removeFiles(in, name+".ok")))
+	}
+	return s.take(in, name, dest)
+}
+
+// take hands a segment over: by rename, or by a copy where the spool is on another file system.
+func (s *Spool) take(in, name, dest string) error {
+	from := filepath.Join(in, name)
+	if err := os.Rename(from, dest); err == nil {
+		return removeFiles(in, name+".ok")
+	}
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close() // opened for reading: nothing to lose
+	dst, err := durable.Create(dest, 0o600)
+	if err != nil {
+		return err
+	}
+	defer dst.Abort() // after the commit it does nothing
+	if _, err := io.Copy(dst, src); err != nil {
+		return err
+	}
+	if err := dst.CommitNoSync(); err != nil {
+		return err
+	}
+	return removeFiles(in, name, name+".ok")
+}
+
+// refill starts the background process when half of the read-ahead is used up.
+func (s *Spool) refill(ctx context.Context, in string, next []string) error {
+	have := 0
+	for _, n := range next {
+		_, err1 := os.Stat(filepath.Join(in, n))
+		_, err2 := os.Stat(filepath.Join(in, n+".ok"))
+		if err2 == nil {
+			return nil // the end of the archive is in sight
+		}
+		if err1 == nil {
+			have++
+		}
+	}
+	if have > len(next)/2 {
+		return nil
+	}
+	if err := s.tidy(in, next); err != nil {
+		return err
+	}
+	if err := s.Start(ctx); err != nil {
+		s.warn("the read-ahead of WAL could not be started: %v", err) // this segment is there
+	}
+	return nil
+}
+
+// tidy removes what is not wanted any more: recovery went on to another timeline, or began again.
+func (s *Spool) tidy(in string, wanted []string) error {
+	entries, err := os.ReadDir(in)
+	if err != nil {
+		return fmt.Errorf("spool: %w", err)
+	}
+	keep := map[string]bool{}
+	for _, n := range wanted {
+		keep[n], keep[n+".ok"], keep[n+fetchTemp] = true, true, true // a background process may be at work
+	}
+	for _, e := range entries {
+		if !keep[e.Name()] {
+			if err := removeFiles(in, e.Name()); err != nil {
+				return fmt.Errorf("spool: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// GetQueue is the background process of archive-get: it fetches the segments that are not in the spool yet. get brings one
+// segment to a path, or ErrWALMissing; segments after a missing one are not asked for. The caller holds the stanza's
+// archive lock.
+func (s Spool) GetQueue(ctx context.Context, wanted []string, workers int, get func(ctx context.Context, name, dest string) error) error {
+	s.complete()
+	in := filepath.Join(s.Dir, "in")
+	if err := os.MkdirAll(in, 0o750); err != nil {
+		return fmt.Errorf("spool: %w", err)
+	}
+	var mu sync.Mutex
+	end := false // a segment was missing
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(workers, 1))
+	for _, name := range wanted {
+		if _, err := os.Stat(filepath.Join(in, name)); err == nil {
+			continue
+		}
+		g.Go(func() error {
+			mu.Lock()
+			skip := end
+			mu.Unlock()
+			if skip || ctx.Err() != nil {
+				return ctx.Err()
+			}
+			err := get(ctx, name, filepath.Join(in, name)) // under a temporary name until it is whole
+			switch {
+			case errors.Is(err, ErrWALMissing):
+				mu.Lock()
+				end = true
+				mu.Unlock()
+				return put(in, name+".ok", "")
+			case err != nil && ctx.Err() == nil:
+				return s.fail(in, name, err)
+			}
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// NextSegments names the segment and those that follow it on its timeline, as many as fit into queueMax bytes, two at
+// least.
+func NextSegments(name string, segmentSize uint32, queueMax int64) ([]string, error) {
+	tli, lsn, err := pg.ParseSegmentName(name, segmentSize)
+	if err != nil {
+		return nil, err
+	}
+	n := max(queueMax/int64(segmentSize), 2)
+	list := make([]string, 0, n)
+	for i := range n {
+		at := lsn + pg.LSN(uint64(i)*uint64(segmentSize))
+		if at < lsn {
+			break // the end of all WAL
+		}
+		list = append(list, pg.SegmentName(tli, at, segmentSize))
+	}
+	return list, nil
+}
+
+// Locked runs do while holding the stanza's archive lock; it returns repo.ErrLocked when another process has it, which for
+// a background process means that its work is being done.
+func (s *Stanza) Locked(do func() error) error {
+	if err := s.stopped(); err != nil {
+		return err
+	}
+	release, err := s.lock(repo.LockArchive)
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(), release())
+}

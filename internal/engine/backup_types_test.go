@@ -1,0 +1,338 @@
+package engine_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/internal/engine"
+	"holdfast/internal/repo"
+	"holdfast/internal/storage"
+)
+
+func (r *rig) mustBackup(st storage.Storage, o engine.BackupOptions) (*engine.BackupResult, *repo.Manifest) {
+	r.t.Helper()
+	if o.Compress == "" {
+		o.Compress, o.Level = repo.LZ4, 1
+	}
+	res, err := r.backupWith(r.t.Context(), st, st, o)
+	must(r.t, err)
+	return res, r.manifest(st, res.Label)
+}
+
+// holds restores a backup and compares its relations with the data directory as it is.
+func (r *rig) holds(st storage.Storage, l repo.Label) {
+	r.t.Helper()
+	dir := filepath.Join(scratch(r.t), "restored")
+	must(r.t, r.restore(r.t.Context(), st, dir, l))
+	if diff := differ(tree(r.t, filepath.Join(r.server.dir, "base")), tree(r.t, filepath.Join(dir, "base"))); diff != "" {
+		r.t.Errorf("backup %s: base/%s is not as it was", l, diff)
+	}
+}
+
+// age gives every file of the data directory a time stamp well in the past.
+func (r *rig) age(d time.Duration) {
+	r.t.Helper()
+	at := time.Now().Add(-d).Truncate(time.Second)
+	must(r.t, filepath.WalkDir(r.server.dir, func(p string, e os.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() {
+			err = os.Chtimes(p, at, at)
+		}
+		return err
+	}))
+}
+
+func TestDiffAndIncr(t *testing.T) {
+	for name, o := range map[string]engine.BackupOptions{
+		"files": {}, "bundles": {Bundle: true}, "small bundles": {Bundle: true, BundleSize: 10_000, BundleLimit: 30_000},
+		"blocks": {Block: true}, "bundled blocks": {Bundle: true, Block: true}, "delta": {Delta: true, Bundle: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, 15)
+			m := storage.NewMem(nil)
+			must(t, r.create(t.Context(), m))
+			r.touch("base/16384/2000", scribble(1, 400_000), 30*time.Hour)
+			r.touch("base/16384/2001", scribble(2, 50_000), 30*time.Hour)
+			r.age(20 * time.Hour)
+			o.Type = repo.Incr // nothing to build on: becomes a full backup, and says so
+			full, _ := r.mustBackup(m, o)
+			if full.Label.Type() != repo.Full {
+				t.Fatalf("the first backup is %s", full.Label)
+			}
+			r.holds(m, full.Label)
+
+			big := []byte(scribble(1, 400_000))
+			copy(big[100_000:], "one page of it")
+			r.touch("base/16384/2000", string(big), 10*time.Hour)
+			r.touch("base/16384/2002", scribble(3, 3000), 10*time.Hour)
+			must(t, os.Remove(filepath.Join(r.server.dir, "base/5/PG_VERSION")))
+			first, fm := r.mustBackup(m, o)
+			if first.Label.Type() != repo.Incr || fm.Prior != full.Label || fm.File("pg_data/base/16384/2001").Reference != full.Label || fm.HasFile("pg_data/base/5/PG_VERSION") {
+				t.Errorf("incr %s on %s: %+v", first.Label, fm.Prior, fm.File("pg_data/base/16384/2001"))
+			}
+			f := fm.File("pg_data/base/16384/2000")
+			if stored := f.RepoSize; f.Reference != "" || o.Block != (stored < 50_000) {
+				t.Errorf("the changed file: %d bytes stored, reference %q", stored, f.Reference)
+			}
+			r.holds(m, first.Label)
+
+			r.touch("base/16384/2001", scribble(2, 50_000)[:20_000], 5*time.Hour)
+			second, sm := r.mustBackup(m, o)
+			if sm.Prior != first.Label || sm.File("pg_data/base/16384/2000").Reference != first.Label || len(sm.References) != 3 {
+				t.Errorf("second incr on %s, references %v", sm.Prior, sm.References)
+			}
+			r.holds(m, second.Label)
+
+			o.Type = repo.Diff
+			diff, dm := r.mustBackup(m, o)
+			if dm.Prior != full.Label || len(dm.References) != 2 || diff.Label.Type() != repo.Diff {
+				t.Errorf("diff on %s, references %v", dm.Prior, dm.References)
+			}
+			r.holds(m, diff.Label)
+			must(t, r.verified(m))
+		})
+	}
+}
+
+// TestTouchedButEqual: a small file that was written again with the same content becomes a reference even without delta.
+func TestTouchedButEqual(t *testing.T) {
+	r := newRig(t, 15)
+	m := storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	r.age(20 * time.Hour)
+	full, _ := r.mustBackup(m, engine.BackupOptions{})
+	r.age(3 * time.Hour)
+	_, im := r.mustBackup(m, engine.BackupOptions{Type: repo.Incr})
+	for _, f := range im.Files {
+		if strings.HasPrefix(f.Name, "pg_data/base/") && f.Size > 0 && f.Reference != full.Label {
+			t.Errorf("%s is stored again", f.Name)
+		}
+	}
+}
+
+// TestDeltaByItself: where time stamps can't be trusted contents are compared, and the operator is told.
+func TestDeltaByItself(t *testing.T) {
+	file := "base/16384/2000"
+	for name, c := range map[string]struct {
+		change func(r *rig)
+		want   string
+	}{
+		"future":               {func(r *rig) { r.touch(file, scribble(2, 9000), -time.Hour) }, "was last changed in the future"},
+		"older":                {func(r *rig) { r.touch(file, scribble(2, 9000), 40*time.Hour) }, "is older than in backup"},
+		"other size, same age": {func(r *rig) { r.touch(file, scribble(2, 8000), 0); r.age(20 * time.Hour) }, "has another size at the same time stamp"},
+		"same":                 {func(*rig) {}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, 15)
+			m := storage.NewMem(nil)
+			must(t, r.create(t.Context(), m))
+			r.touch(file, scribble(1, 9000), 20*time.Hour)
+			r.age(20 * time.Hour)
+			r.mustBackup(m, engine.BackupOptions{})
+			r.warned()
+			c.change(r)
+			res, im := r.mustBackup(m, engine.BackupOptions{Type: repo.Incr})
+			if got := r.warned(); c.want == "" && strings.Contains(got, "trusted") || !strings.Contains(got, c.want) || im.Options.Delta != (c.want != "") {
+				t.Errorf("warned %q, delta %t; want %q", got, im.Options.Delta, c.want)
+			}
+			r.holds(m, res.Label)
+		})
+	}
+}
+
+// TestSetsStayAlike: compression and page checks are those of the full backup until the next one.
+func TestSetsStayAlike(t *testing.T) {
+	r := newRig(t, 15)
+	m := storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	_, fm := r.mustBackup(m, engine.BackupOptions{Compress: repo.GZ, Level: 3, Bundle: true, Block: true})
+	r.touch("base/16384/2000", scribble(1, 40_000), time.Hour)
+	res, im := r.mustBackup(m, engine.BackupOptions{Type: repo.Incr, Compress: repo.ZST, Level: 3})
+	if im.Options.CompressType != repo.GZ || im.Options.CompressLevel != 3 || im.CipherPass != fm.CipherPass || !im.BundleRaw || im.Bundle || im.BlockIncr {
+		t.Errorf("the incr has %+v, raw bundles %t", im.Options, im.BundleRaw)
+	}
+	r.holds(m, res.Label)
+	must(t, r.verified(m))
+}
+
+// TestResume kills a full backup while it stores files; the next one takes over what is good of it, under the same label.
+func TestResume(t *testing.T) {
+	for name, o := range map[string]engine.BackupOptions{"by time": {Resume: true, SaveThreshold: 1}, "by content": {Resume: true, SaveThreshold: 1, Delta: true}, "blocks": {Resume: true, SaveThreshold: 1, Block: true}} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, 15)
+			m := storage.NewMem(nil)
+			must(t, r.create(t.Context(), m))
+			for i := range 6 {
+				r.touch("base/16384/200"+string(rune('0'+i)), scribble(uint64(i), 50_000+i*1000), 9*time.Hour)
+			}
+			o.Compress, o.ProcessMax = repo.None, 1
+			resumed := 0
+			for n := 10; n < 60; n += 7 {
+				left := m.CrashClone()
+				faulty, err := storage.NewFaulty(left, storage.Fault{Op: storage.OpCommit, Nth: n, Kind: storage.Die})
+				must(t, err)
+				if _, err = r.backupWith(t.Context(), faulty, left, o); err == nil {
+					break
+				}
+				var dir repo.Label
+				for d, err := range repo.Labels(t.Context(), left, "demo") {
+					must(t, err)
+					dir = d.Label
+				}
+				if n%2 == 0 { // a stored file was damaged meanwhile: it must not be taken over
+					must(t, storage.WriteAll(t.Context(), left, "backup/demo/"+string(dir)+"/pg_data/base/16384/2005", []byte("junk")))
+				}
+				r.warned()
+				res, _ := r.mustBackup(left, engine.BackupOptions{Resume: true, Delta: o.Delta, Block: o.Block, Compress: repo.None})
+				if strings.Contains(r.warned(), "it is resumed") {
+					resumed++
+					if res.Label != dir {
+						t.Errorf("resumed as %s, was %s", res.Label, dir)
+					}
+				}
+				r.holds(left, res.Label)
+				must(t, r.verified(left))
+			}
+			if resumed < 3 {
+				t.Errorf("only %d runs were resumed", resumed)
+			}
+		})
+	}
+}
+
+// TestNotResumed: what another program, compression or cluster left is removed.
+func TestNotResumed(t *testing.T) {
+	r := newRig(t, 15)
+	m := storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	faulty, err := storage.NewFaulty(m, storage.Fault{Op: storage.OpCommit, Nth: 12, Kind: storage.Die})
+	must(t, err)
+	if _, err = r.backupWith(t.Context(), faulty, m, engine.BackupOptions{Compress: repo.None, SaveThreshold: 1, ProcessMax: 1}); err == nil {
+		t.Fatal("the fault did not end the backup")
+	}
+	for name, o := range map[string]engine.BackupOptions{"compressed with none": {Resume: true, Compress: repo.GZ, Level: 1}, "its files are removed": {Compress: repo.None}} {
+		left := m.CrashClone()
+		r.warned()
+		res, _ := r.mustBackup(left, o)
+		if got := r.warned(); !strings.Contains(got, name) || strings.Contains(got, "is resumed") {
+			t.Errorf("warned %q, want %q", got, name)
+		}
+		r.holds(left, res.Label)
+		must(t, r.verified(left))
+	}
+}
+
+func TestOffline(t *testing.T) {
+	r := newRig(t, 15)
+	m := storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	offline := func(o engine.BackupOptions) (*engine.BackupResult, error) {
+		o.DataDir, o.Offline, o.Compress, o.Level = r.server.dir, true, repo.GZ, 1
+		// The fake server's clock is months behind: offline backups are made before its time.
+		now := func() time.Time { return time.Now().Add(-300 * 24 * time.Hour) }
+		plan, err := r.stanzaAt(m, now).PlanBackup(t.Context(), o)
+		if err != nil {
+			return nil, err
+		}
+		return plan.Run(t.Context())
+	}
+	pid := filepath.Join(r.server.dir, "postmaster.pid")
+	must(t, os.WriteFile(pid, []byte("1\n"), 0o600))
+	if _, err := offline(engine.BackupOptions{}); !errors.Is(err, engine.ErrTargetRunning) {
+		t.Fatalf("a running server: %v", err)
+	}
+	_, err := offline(engine.BackupOptions{Force: true})
+	must(t, err)
+	must(t, os.Remove(pid))
+	r.touch("base/16384/2000", scribble(1, 9000), time.Hour)
+	res, err := offline(engine.BackupOptions{Type: repo.Incr})
+	must(t, err)
+	got := r.manifest(m, res.Label)
+	if got.Options.Online || got.ArchiveStart != "" || got.LSNStart != "" || got.HasFile("pg_data/backup_label") {
+		t.Errorf("an offline backup says %+v, WAL %s", got.Options, got.ArchiveStart)
+	}
+	r.holds(m, res.Label)
+	must(t, r.verified(m))
+	r.warned()
+	_, im := r.mustBackup(m, engine.BackupOptions{Type: repo.Incr, Compress: repo.GZ, Level: 1})
+	if w := r.warned(); !strings.Contains(w, "made offline") || !im.Options.Delta {
+		t.Errorf("online after offline: %q", w)
+	}
+}
+
+func TestHardlink(t *testing.T) {
+	r := newRig(t, 15)
+	dir := filepath.Join(scratch(t), "repo")
+	p, err := storage.NewPosix(dir, storage.PosixOptions{})
+	must(t, err)
+	defer p.Close()
+	must(t, r.create(t.Context(), p))
+	r.age(20 * time.Hour)
+	full, _ := r.mustBackup(p, engine.BackupOptions{Hardlink: true})
+	r.touch("base/16384/2000", scribble(1, 9000), time.Hour)
+	incr, _ := r.mustBackup(p, engine.BackupOptions{Hardlink: true, Type: repo.Incr})
+	a, err := os.Stat(filepath.Join(dir, "backup/demo", string(full.Label), "pg_data/base/16384/16385.lz4"))
+	must(t, err)
+	b, err := os.Stat(filepath.Join(dir, "backup/demo", string(incr.Label), "pg_data/base/16384/16385.lz4"))
+	must(t, err)
+	if !os.SameFile(a, b) {
+		t.Error("the unchanged file is not linked into the incr")
+	}
+	if _, err := os.Stat(filepath.Join(dir, "backup/demo", string(incr.Label), "pg_data/pg_notify")); err != nil && r.manifest(p, incr.Label).Paths != nil {
+		if _, err := os.Stat(filepath.Join(dir, "backup/demo", string(incr.Label), "pg_data/pg_xact")); err != nil {
+			t.Errorf("a hard-linked incr lacks directories: %v", err)
+		}
+	}
+	r.holds(p, incr.Label)
+	if _, err := r.backupWith(t.Context(), p, p, engine.BackupOptions{Hardlink: true, Bundle: true}); err == nil {
+		t.Error("hard links and bundles together are accepted")
+	}
+	if _, err := r.backupWith(t.Context(), storage.NewMem(nil), p, engine.BackupOptions{}); !errors.Is(err, engine.ErrStanzaMissing) {
+		t.Errorf("no stanza: %v", err)
+	}
+}
+
+func TestArchiveCopy(t *testing.T) {
+	for _, o := range []engine.BackupOptions{{Bundle: true}, {Compress: repo.GZ, Level: 1}} {
+		r := newRig(t, 15)
+		m := storage.NewMem(nil)
+		must(t, r.create(t.Context(), m))
+		o.ArchiveCopy = true
+		res, got := r.mustBackup(m, o)
+		n := 0
+		for _, f := range got.Files {
+			if seg, ok := strings.CutPrefix(f.Name, "pg_data/pg_wal/"); ok && f.Size == segmentSize && f.BundleID == 0 && f.RepoSHA1 == "" && seg >= res.ArchiveStart && seg <= res.ArchiveStop {
+				n++
+			}
+		}
+		if n == 0 || !got.Options.ArchiveCopy {
+			t.Errorf("%d segments are in the backup", n)
+		}
+		must(t, r.verified(m))
+		dir := filepath.Join(scratch(t), "restored")
+		must(t, r.restore(t.Context(), m, dir, res.Label))
+		if info, err := os.Stat(filepath.Join(dir, "pg_wal", res.ArchiveStart)); err != nil || info.Size() != segmentSize {
+			t.Errorf("the restored pg_wal lacks %s: %v", res.ArchiveStart, err)
+		}
+	}
+}
+
+// TestCancelledBackup: the server is out of backup mode and the repository's backups are as before.
+func TestCancelledBackup(t *testing.T) {
+	r := newRig(t, 15)
+	m, made := r.withBackups(1)
+	before := contents(t, m)
+	ctx, cancel := context.WithCancel(t.Context())
+	faulty, err := storage.NewFaulty(m, storage.Fault{Op: storage.OpCommit, Nth: 6, Kind: storage.Cancel, Cancel: cancel})
+	must(t, err)
+	if _, err := r.backupWith(ctx, faulty, m, engine.BackupOptions{Type: repo.Incr, Compress: repo.GZ, Level: 1}); !errors.Is(err, context.Canceled) {
+		t.Errorf("error: %v", err)
+	}
+	must(t, r.server.waitIdle())
+	must(t, lost(t, before, m))
+	r.holds(m, made[0].Label)
+}

@@ -1,0 +1,223 @@
+package engine_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/internal/engine"
+	"holdfast/internal/repo"
+	"holdfast/internal/storage"
+)
+
+// touch rewrites a file of the fake server's data directory with a time stamp of its own, in the past.
+func (r *rig) touch(name, content string, age time.Duration) {
+	r.t.Helper()
+	file := filepath.Join(r.server.dir, name)
+	mkdir(r.t, filepath.Dir(file))
+	must(r.t, os.WriteFile(file, []byte(content), 0o600))
+	at := time.Now().Add(-age)
+	must(r.t, os.Chtimes(file, at, at))
+}
+
+// scribble is text that does not compress to nothing.
+func scribble(seed uint64, n int) string {
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = "abcdefghijklmnopqrstuvwxyz0123456789"[rnd.IntN(36)]
+	}
+	return string(b)
+}
+
+// mutationRepo is a repository with a chain of four backups, with files of every kind.
+func (r *rig) mutationRepo(o engine.BackupOptions) *storage.Mem {
+	m := storage.NewMem(nil)
+	must(r.t, r.create(r.t.Context(), m))
+	r.touch("base/16384/2000", scribble(1, 300_000), 9*time.Hour)
+	r.touch("base/16384/2001", scribble(2, 60_000), 9*time.Hour)
+	r.touch("base/16384/2002", scribble(3, 5_000), 9*time.Hour)
+	for i, typ := range []repo.BackupType{repo.Full, repo.Incr, repo.Diff, repo.Incr} {
+		o.Type = typ
+		if i > 0 {
+			big := []byte(scribble(1, 300_000))
+			copy(big[i*40_000:], fmt.Sprintf("change %d", i))
+			r.touch("base/16384/2000", string(big), time.Duration(9-i)*time.Hour)
+			r.touch(fmt.Sprintf("base/16384/30%02d", i), scribble(uint64(10+i), 20_000), time.Duration(9-i)*time.Hour)
+		}
+		_, err := r.backupWith(r.t.Context(), m, m, o)
+		must(r.t, err)
+	}
+	must(r.t, m.Sync(r.t.Context()))
+	return m
+}
+
+// kindOf names what an object is, for the count.
+func kindOf(name string) string {
+	base := path.Base(name)
+	switch {
+	case strings.HasPrefix(base, "archive.info"), strings.HasPrefix(base, "backup.info"):
+		return "info file"
+	case strings.HasPrefix(base, "backup.manifest"):
+		return "manifest"
+	case strings.Contains(name, "backup.history"):
+		return "history manifest"
+	case strings.HasSuffix(base, ".backup"), strings.HasSuffix(base, ".history"):
+		return "" // the format keeps no checksum of these
+	case strings.HasPrefix(name, "archive/"):
+		return "WAL segment"
+	case strings.Contains(name, "/bundle/"):
+		return "bundle"
+	case strings.HasSuffix(base, ".pgbi"):
+		return "block image"
+	}
+	return "file"
+}
+
+// TestMutations damages one object at a time, of every kind and in every way, and holds Verify to name it. A restore of any
+// backup afterwards gives the right files or an error, never wrong files.
+func TestMutations(t *testing.T) {
+	for name, o := range map[string]engine.BackupOptions{
+		"plain":        {Compress: repo.None},
+		"bundle-block": {Compress: repo.ZST, Level: 1, Bundle: true, BundleLimit: 64 << 10, Block: true},
+		"gz-block":     {Compress: repo.GZ, Level: 1, Block: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, 15)
+			if name == "plain" {
+				r.pass = ""
+			}
+			base := r.mutationRepo(o)
+			must(t, r.verified(base))
+			labels := r.labels(base)
+			right := map[repo.Label]map[string]string{}
+			for _, l := range labels {
+				dir := filepath.Join(scratch(t), "right")
+				must(t, r.restore(t.Context(), base, dir, l))
+				right[l] = tree(t, dir)
+			}
+			all := contents(t, base)
+			var names []string
+			for n := range all {
+				if kindOf(n) != "" {
+					names = append(names, n)
+				}
+			}
+			slices.Sort(names)
+			rnd := rand.New(rand.NewPCG(3, 4))
+			count := map[string]int{}
+			for i, object := range names {
+				for _, how := range []string{"flip", "truncate", "delete", "swap"} {
+					if testing.Short() && (i+len(how))%7 != 0 {
+						continue
+					}
+					m := base.CrashClone()
+					if !mutate(t, m, names, all, object, how, rnd) {
+						continue
+					}
+					count[kindOf(object)]++
+					r.checkMutation(m, object, how, labels, right, i%5 == 0)
+				}
+			}
+			total := 0
+			for _, n := range count {
+				total += n
+			}
+			t.Logf("%d mutations, all found: %v", total, count)
+			if total < 20 {
+				t.Errorf("only %d mutations", total)
+			}
+		})
+	}
+}
+
+// mutate damages one object; false: this way of damage changes nothing.
+func mutate(t *testing.T, m *storage.Mem, names []string, all map[string]string, object, how string, rnd *rand.Rand) bool {
+	t.Helper()
+	content := []byte(all[object])
+	put := func(name string, b []byte) { must(t, storage.WriteAll(context.Background(), m, name, b)) }
+	switch how {
+	case "delete":
+		must(t, m.Remove(context.Background(), object))
+		return true
+	case "truncate":
+		if len(content) == 0 {
+			return false
+		}
+		put(object, content[:rnd.IntN(len(content))])
+		return true
+	case "flip":
+		if len(content) == 0 {
+			return false
+		}
+		content[rnd.IntN(len(content))] ^= 1 << rnd.IntN(8)
+		put(object, content)
+		return true
+	}
+	for _, other := range names {
+		if other != object && kindOf(other) == kindOf(object) && len(all[other]) != len(all[object]) && // encrypted, two files of one content differ, too
+			path.Ext(other) == path.Ext(object) {
+			put(object, []byte(all[other]))
+			put(other, content)
+			return true
+		}
+	}
+	return false
+}
+
+func (r *rig) checkMutation(m *storage.Mem, object, how string, labels []repo.Label, right map[repo.Label]map[string]string, restore bool) {
+	t := r.t
+	t.Helper()
+	res, err := r.stanza(m).Verify(t.Context(), engine.VerifyOptions{ProcessMax: 2})
+	named := err != nil && strings.Contains(err.Error(), path.Base(object))
+	if err == nil {
+		for _, f := range res.Findings {
+			text := f.String()
+			named = named || strings.Contains(text, object) || strings.Contains(text, strings.TrimSuffix(path.Base(object), path.Ext(object))) ||
+				how == "delete" && len(path.Base(object)) > 24 && strings.Contains(text, path.Base(object)[:24])
+		}
+	}
+	if !named {
+		var all []string
+		if res != nil {
+			for _, f := range res.Findings {
+				all = append(all, f.String())
+			}
+		}
+		t.Errorf("%s of %s: not found; err %v, findings %q", how, object, err, all)
+	}
+	if !restore {
+		return
+	}
+	for _, l := range labels {
+		dir := filepath.Join(scratch(t), "restored")
+		if err := r.restore(t.Context(), m, dir, l); err != nil {
+			continue
+		}
+		if diff := differ(right[l], tree(t, dir)); diff != "" {
+			t.Errorf("%s of %s: backup %s restores without an error and wrongly: %s", how, object, l, diff)
+		}
+	}
+}
+
+// differ names the first difference of two trees.
+func differ(a, b map[string]string) string {
+	for k, v := range a {
+		if b[k] != v {
+			return k
+		}
+	}
+	for k := range b {
+		if _, ok := a[k]; !ok {
+			return k + " (extra)"
+		}
+	}
+	return ""
+}

@@ -1,0 +1,272 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+
+	"holdfast/internal/pg"
+	"holdfast/internal/repo"
+	"holdfast/internal/storage"
+)
+
+// WALRange is a run of WAL segments of one timeline without a gap.
+type WALRange struct {
+	ArchiveID string `json:"archive_id"`
+	Start     string `json:"start"`
+	Stop      string `json:"stop"`
+	Segments  int    `json:"segments"`
+}
+
+// archive reads all WAL and every history file.
+func (v *verifier) archive(ctx context.Context) error {
+	for _, db := range v.ai.History {
+		id := repo.ArchiveID(db.Version, db.ID)
+		v.s.step("verify", "archive", id)
+		dir := repo.ArchiveDir(v.s.o.Stanza) + "/" + id
+		for info, err := range v.s.o.Storage.List(ctx, dir, storage.ListOptions{}) {
+			if err != nil {
+				return fmt.Errorf("list %s: %w", dir, err)
+			}
+			name := path.Base(info.Name)
+			switch {
+			case info.Dir && len(name) == 16:
+				if err := v.walDir(ctx, id, info.Name); err != nil {
+					return err
+				}
+			case pg.IsHistoryName(name):
+				if err := v.history(ctx, info.Name); err != nil {
+					return err
+				}
+			}
+		}
+		v.gaps(db, id)
+	}
+	return nil
+}
+
+// walDir reads the segments of one 16-digit directory. Listings come in the order of names, so that the ranges grow.
+func (v *verifier) walDir(ctx context.Context, id, dir string) error {
+	copies := map[string][]segmentObject{}
+	var names []string
+	for info, err := range v.s.o.Storage.List(ctx, dir, storage.ListOptions{}) {
+		if err != nil {
+			return fmt.Errorf("list %s: %w", dir, err)
+		}
+		base := path.Base(info.Name)
+		seg, sum, c, ok := repo.ParseSegmentObject(base)
+		if !ok {
+			if !pg.IsBackupHistoryName(base) {
+				v.find("", info.Name, "does not belong into the archive")
+			}
+			continue
+		}
+		if len(copies[seg]) == 0 {
+			names = append(names, seg)
+		}
+		copies[seg] = append(copies[seg], segmentObject{info.Name, sum, c})
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(v.workers)
+	sizes := make([]int64, len(names))
+	for i, seg := range names {
+		g.Go(func() (err error) {
+			sizes[i], err = v.segment(gctx, id, seg, copies[seg])
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for i, seg := range names {
+		if pg.IsSegmentName(seg) { // a .partial segment is no part of a range
+			v.extend(id, seg, uint32(sizes[i]))
+		}
+	}
+	return nil
+}
+
+// segment reads one WAL segment and returns its size, 0 when it could not be read.
+func (v *verifier) segment(ctx context.Context, id, seg string, copies []segmentObject) (size int64, err error) {
+	bad := func() {
+		v.mu.Lock()
+		v.badWAL[id+"/"+seg] = true
+		v.mu.Unlock()
+	}
+	v.mu.Lock()
+	v.res.Segments++
+	v.mu.Unlock()
+	if len(copies) > 1 {
+		bad()
+		v.find("", path.Dir(copies[0].name)+"/"+seg, "%d different copies in the archive: which is right can't be told", len(copies))
+		return 0, nil
+	}
+	o := copies[0]
+	spec := repo.StreamSpec{Compress: o.compress, Pass: v.ai.CipherPass}
+	r, err := v.s.o.Storage.Open(ctx, o.name, 0, -1)
+	var sum string
+	var head headWriter
+	if err == nil {
+		sum, size, err = decodeTo(ctx, &head, r, spec)
+		err = errors.Join(err, r.Close())
+	}
+	if ctx.Err() != nil {
+		return 0, ctx.Err()
+	}
+	v.mu.Lock()
+	v.res.Bytes += size
+	v.mu.Unlock()
+	switch {
+	case err != nil:
+		err = fmt.Errorf("%w", err)
+	case sum != o.sha1:
+		err = fmt.Errorf("SHA-1 is %s, should be %s", sum, o.sha1)
+	default:
+		err = head.check(seg, size)
+	}
+	if err != nil {
+		bad()
+		v.find("", o.name, "%v", err)
+		return 0, nil
+	}
+	return size, nil
+}
+
+// headWriter keeps the beginning of a segment, where its page header is.
+type headWriter struct{ b []byte }
+
+func (h *headWriter) Write(p []byte) (int, error) {
+	if room := 8192 - len(h.b); room > 0 {
+		h.b = append(h.b, p[:min(room, len(p))]...)
+	}
+	return len(p), nil
+}
+
+// check compares the size with that of the header. What does not begin with one (a segment of zeros) is left alone.
+func (h *headWriter) check(seg string, size int64) error {
+	head, err := pg.ParseWALHeader(h.b)
+	if err == nil && pg.IsSegmentName(seg) && int64(head.SegmentSize) != size {
+		return fmt.Errorf("size is %d, its header says %d", size, head.SegmentSize)
+	}
+	return nil
+}
+
+// extend adds a segment to the last range, or begins one after a gap.
+func (v *verifier) extend(id, seg string, size uint32) {
+	n := len(v.res.Archives)
+	if n > 0 && pg.ValidSegmentSize(size) {
+		last := &v.res.Archives[n-1]
+		if last.ArchiveID == id && follows(last.Stop, seg, size) {
+			last.Stop = seg
+			last.Segments++
+			return
+		}
+	} else if n > 0 && size == 0 && v.res.Archives[n-1].ArchiveID == id && v.res.Archives[n-1].Stop[:8] == seg[:8] {
+		v.res.Archives[n-1].Stop = seg // damaged: that is a finding of its own, not a gap
+		v.res.Archives[n-1].Segments++
+		return
+	}
+	v.res.Archives = append(v.res.Archives, WALRange{id, seg, seg, 1})
+}
+
+func follows(a, b string, size uint32) bool {
+	tli, lsn, err := pg.ParseSegmentName(a, size)
+	return err == nil && pg.SegmentName(tli, lsn+pg.LSN(size), size) == b
+}
+
+// gaps reports breaks in a timeline's WAL that retention did not make: expire never removes WAL after the start of the
+// newest full backup.
+func (v *verifier) gaps(db repo.DB, id string) {
+	newest := ""
+	for _, l := range v.bi.Backups {
+		if l.Type == repo.Full && l.DBID == db.ID && l.ArchiveStart != "" {
+			newest = l.ArchiveStart
+		}
+	}
+	for i := 1; i < len(v.res.Archives); i++ {
+		a, b := v.res.Archives[i-1], v.res.Archives[i]
+		if a.ArchiveID == id && b.ArchiveID == id && a.Stop[:8] == b.Start[:8] && newest != "" && a.Stop >= newest {
+			v.find("", repo.SegmentDir(v.s.o.Stanza, id, b.Start)+"/"+b.Start, "gap: the segments between %s and %s are missing; no recovery can pass it: make a new backup", a.Stop, b.Start)
+		}
+	}
+}
+
+// history reads a timeline history file.
+func (v *verifier) history(ctx context.Context, object string) error {
+	r, err := v.s.o.Storage.Open(ctx, object, 0, -1)
+	if err == nil {
+		sr, serr := repo.NewStreamReader(r, repo.StreamSpec{Compress: repo.None, Pass: v.ai.CipherPass})
+		if err = serr; err == nil {
+			_, err = pg.ParseHistory(sr)
+			err = errors.Join(err, sr.Close())
+		}
+		err = errors.Join(err, r.Close())
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		v.find("", object, "%v", err)
+	}
+	return nil
+}
+
+// backupWAL makes sure that the WAL which a backup needs is there and sound; it returns how many segments are not.
+func (v *verifier) backupWAL(ctx context.Context, m *repo.Manifest) (lost int, err error) {
+	if m.ArchiveStart == "" || !m.Options.ArchiveCheck {
+		return 0, nil
+	}
+	id := repo.ArchiveID(m.DB.Version, m.DB.ID)
+	segments, err := neededSegments(m)
+	if err != nil {
+		v.find(m.Label, repo.ManifestPath(v.s.o.Stanza, m.Label), "%v", err)
+		return 0, nil
+	}
+	for _, seg := range segments {
+		found, err := v.s.segmentObjects(ctx, repo.SegmentDir(v.s.o.Stanza, id, seg), seg)
+		if err != nil {
+			return 0, err
+		}
+		switch {
+		case len(found) == 0:
+			v.find(m.Label, repo.SegmentDir(v.s.o.Stanza, id, seg)+"/"+seg, "WAL segment missing: backup %s can't be made consistent", m.Label)
+			continue
+		case v.set != "":
+			if _, err := v.segment(ctx, id, seg, found); err != nil {
+				return 0, err
+			}
+		}
+		if v.badWAL[id+"/"+seg] {
+			lost++
+		}
+	}
+	return lost, nil
+}
+
+// neededSegments names the WAL that a restore of the backup needs. The repository does not record the segment size (format
+// page, section 11.1): it is the one that makes the manifest's positions and names agree.
+func neededSegments(m *repo.Manifest) ([]string, error) {
+	start, err1 := pg.ParseLSN(m.LSNStart)
+	stop, err2 := pg.ParseLSN(m.LSNStop)
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	sizes := []uint32{16, 1, 2, 4, 8, 32, 64, 128, 256, 512, 1024}
+	i := slices.IndexFunc(sizes, func(mb uint32) bool {
+		tli, _, err := pg.ParseSegmentName(m.ArchiveStart, mb<<20)
+		return err == nil && pg.SegmentName(tli, start, mb<<20) == m.ArchiveStart && pg.SegmentName(tli, stop, mb<<20) == m.ArchiveStop
+	})
+	if i < 0 {
+		return nil, fmt.Errorf("its WAL range %s to %s does not fit its positions %s to %s", m.ArchiveStart, m.ArchiveStop, m.LSNStart, m.LSNStop)
+	}
+	size := sizes[i] << 20
+	tli, _, err := pg.ParseSegmentName(m.ArchiveStart, size)
+	if err != nil {
+		return nil, err
+	}
+	return pg.SegmentsBetween(tli, start, stop, size), nil
+}

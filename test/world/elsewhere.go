@@ -1,0 +1,43 @@
+package world
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// AsServer runs any program as the server's user and returns what it printed.
+func (w *World) AsServer(ctx context.Context, program string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: w.owner}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, out)
+	}
+	return string(out), err
+}
+
+// Elsewhere is the application's cluster as another program restored it to data. It listens in sock only, so that it may
+// run beside the application's own. The caller starts and closes it; the rest of it is not to be used.
+func (w *World) Elsewhere(data, sock string) (*World, error) {
+	o := *w
+	o.Data, o.Sock = data, sock
+	f, err := os.OpenFile(filepath.Join(data, "postgresql.auto.conf"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	_, err = fmt.Fprintf(f, "unix_socket_directories = '%s'\n", sock)
+	return &o, errors.Join(err, f.Close())
+}
+
+// Rows proves the rows only: table → count and hash of every row.
+func (w *World) Rows(ctx context.Context) (map[string]string, error) {
+	p := &Proof{Rows: map[string]string{}}
+	return p.Rows, w.proveRows(ctx, p)
+}
