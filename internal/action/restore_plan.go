@@ -99,11 +99,13 @@ func inspect(ctx context.Context, path string, member func(name string, r io.Rea
 				return err
 			}
 		}
+		if m.Name != tarball.IndexName {
+			_, err := io.Copy(io.Discard, m)
+			return err
+		}
 		sum := sha256.New()
 		_, err := io.Copy(sum, m)
-		if m.Name == tarball.IndexName {
-			in.index = hex.EncodeToString(sum.Sum(nil))
-		}
+		in.index = hex.EncodeToString(sum.Sum(nil))
 		return err
 	}, func(size int64, sha string) { in.size, in.sha256 = size, sha })
 	if err != nil {

@@ -16,6 +16,9 @@ func (c *Config) check() *Error {
 			continue
 		}
 		if ok, missing := c.active(o, at.key); !ok {
+			if dep := named(o.Needs); dep != nil && dep.Required&c.Command != 0 {
+				return &Error{CodeOptionRequired, c.Command.String() + " command requires option: " + dep.keyed(at.key) + "\nHINT: does this stanza exist?"}
+			}
 			if v.source == FromCommandLine && (!v.negated || o.Kind == Bool) {
 				return &Error{CodeOptionInvalid, "option '" + o.keyed(at.key) + "' not valid without option " + missing}
 			}

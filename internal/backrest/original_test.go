@@ -48,7 +48,7 @@ func TestLikeTheOriginal(t *testing.T) {
 	}{
 		// The command.
 		{line: "nocommand", code: 48}, {line: "--no-config", code: 30}, {line: "--no-config check", code: 37},
-		{line: pg + "backup extra", code: 96}, {line: "version x", code: 96}, {line: "version --delta"}, {line: "help backup"}, {line: "help nocommand x y"},
+		{line: pg + "backup extra", code: 96}, {line: "version x", code: 96}, {line: "version --delta"}, {line: "help backup"}, {line: "help nocommand", code: 48},
 		{line: "-x backup", code: 31}, {line: pg + "backup -x", code: 31}, {line: "--no-config --stanza=x backup", code: 37}, {line: pg + "Backup", code: 48},
 		{line: "--no-config archive-push", code: 37}, {line: "--no-config --stanza=x archive-get", code: 37}, {line: "--no-config verify", code: 37},
 		{line: "--no-config info"}, {line: "--no-config repo-ls"}, {line: pg + "annotate", code: 31}, {line: "--no-config --stanza=x annotate", code: 37},
@@ -100,10 +100,10 @@ func TestLikeTheOriginal(t *testing.T) {
 		{line: pg + "backup --repo1-bundle-size=1MiB", code: 31}, {line: pg + "backup --repo1-bundle --repo1-bundle-size=8MiB"}, {line: pg + "backup --repo1-bundle --repo1-hardlink", code: 31},
 		{line: pg + "backup --force", code: 31}, {line: pg + "backup --no-online --force"}, {line: pg + "backup --no-online --archive-copy", code: 31}, {line: pg + "backup --archive-copy"},
 		{line: pg + "backup --no-online --no-archive-check", code: 31}, {line: pg + "--repo1-s3-bucket=b backup", code: 31}, {line: pg + "--repo1-type=s3 backup", code: 37},
-		{line: info + "--set=20200101-000000F --repo1-path=/nonexistent"}, {line: "--no-config info --set=20200101-000000F", code: 31}, {line: pg + "backup --pg2-port=5433", code: 31},
+		{line: info + "--set=20200101-000000F --repo1-path=/nonexistent"}, {line: "--no-config info --set=20200101-000000F", code: 31}, {line: pg + "backup --pg2-port=5433", code: 37},
 		{line: info + "--repo=1"}, {line: info + "--repo=2", code: 32}, {line: info + "--repo=257", code: 32}, {line: info + "--repo1-path=/a --repo2-path=/b --repo=2"},
 		{line: pg + "archive-push --spool-path=/x a", code: 31}, {line: info + "--delta", code: 31}, {line: "--no-config --stanza=x expire --db-timeout=9", code: 31},
-		{line: pg + "stanza-create --repo=1", code: 31}, {line: pg + "check --repo=1", code: 31}, {line: "--no-config --stanza=x start --repo=1", code: 31, original: 31},
+		{line: pg + "stanza-create --repo=1", code: 31}, {line: pg + "check --repo=1", code: 31}, {line: "--no-config --stanza=x start --repo=1", code: 31},
 		// The environment.
 		{line: info, env: "PGBACKREST_FOO=1"}, {line: info, env: "PGBACKREST_REPO1_PATH=", code: 32}, {line: info, env: "PGBACKREST_DELTA=x"}, {line: info, env: "PGBACKREST_NO_DELTA=x"},
 		{line: info, env: "PGBACKREST_LOG_TIMESTAMP=x", code: 32}, {line: info, env: "PGBACKREST_REPO_PATH=/r"}, {line: info, env: "PGBACKREST_PG_PATH=/r", code: 31}, {line: info, env: "PGBACKREST_TARGET=t"},
@@ -141,9 +141,6 @@ func TestLikeTheOriginal(t *testing.T) {
 		code, text := ours(args, env)
 		if code != c.code {
 			t.Errorf("%s %q %s: code %d (%s), want %d", c.line, c.conf, c.env, code, text, c.code)
-		}
-		if strings.ContainsAny(c.line, "@") && c.line == "" {
-			continue
 		}
 		cmd := exec.Command(program, args...)
 		cmd.Env = append(env, "PGBACKREST_LOCK_PATH="+dir, "PGBACKREST_LOG_LEVEL_FILE=off") // the environment is weaker than the rest

@@ -347,10 +347,7 @@ func (r *root) pgVerify() *cobra.Command {
 		if r.f.json {
 			err = r.env.printJSON(res)
 		} else {
-			for _, x := range res.Findings {
-				fmt.Fprintln(r.env.Stdout, x)
-			}
-			_, err = fmt.Fprintf(r.env.Stdout, "stanza %s: %d backup(s), %d files, %d WAL segments, %s read, %d finding(s)\n", f.stanza, len(res.Backups), res.Files, res.Segments, engine.Size(res.Bytes), len(res.Findings))
+			err = printVerify(r.env.Stdout, f.stanza, res)
 		}
 		if err == nil && len(res.Findings) > 0 {
 			err = &findingsError{len(res.Findings)}

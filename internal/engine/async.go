@@ -41,7 +41,6 @@ type Spool struct {
 	Start func(ctx context.Context) error
 	// Code turns an error into the number written into a status file; nil: always 125.
 	Code   func(error) int
-	Now    func() time.Time
 	Events func(Event)
 }
 
@@ -59,9 +58,6 @@ const globalStatus = "global"
 func (s *Spool) complete() {
 	if s.Timeout <= 0 {
 		s.Timeout = time.Minute
-	}
-	if s.Now == nil {
-		s.Now = time.Now
 	}
 	if s.Code == nil {
 		s.Code = func(error) int { return 125 }
@@ -133,17 +129,17 @@ func removeFiles(dir string, names ...string) error {
 
 // await asks ready until it is done, an error, or the time is over; the error then names what was waited for.
 func (s *Spool) await(ctx context.Context, what string, ready func() (bool, error)) error {
-	deadline := s.Now().Add(s.Timeout)
+	over := time.NewTimer(s.Timeout)
+	defer over.Stop()
 	for pause := 2 * time.Millisecond; ; pause = min(pause*2, 100*time.Millisecond) {
 		if ok, err := ready(); ok || err != nil {
 			return err
 		}
-		if s.Now().After(deadline) {
-			return fmt.Errorf("%w: %s after %s: the background process has not answered; see its log and the files in %s", ErrArchiveTimeout, what, s.Timeout, s.Dir)
-		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-over.C:
+			return fmt.Errorf("%w: %s after %s: the background process has not answered; see its log and the files in %s", ErrArchiveTimeout, what, s.Timeout, s.Dir)
 		case <-time.After(pause):
 		}
 	}

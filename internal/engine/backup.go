@@ -589,7 +589,7 @@ func (r *backupRun) awaitFirst(ctx context.Context) error {
 	if err = errors.Join(err, conn.Close()); err != nil {
 		return err
 	}
-	return r.s.WaitForSegments(ctx, r.db, []string{r.start.Segment}, r.o.ArchiveTimeout)
+	return r.s.await(ctx, r.db, []string{r.start.Segment}, r.o.ArchiveTimeout, r.o.Conn, r.o.DataDir)
 }
 
 // stop takes PostgreSQL out of backup mode and stores the files that it hands over.
@@ -632,7 +632,7 @@ func (r *backupRun) awaitWAL(ctx context.Context) error {
 	}
 	segments := pg.SegmentsBetween(r.tli, r.start.LSN, stop, r.control.WALSegmentSize)
 	r.s.step("backup", "wal", fmt.Sprintf("%s to %s", segments[0], segments[len(segments)-1]))
-	if err := r.s.WaitForSegments(ctx, r.db, segments, r.o.ArchiveTimeout); err != nil || !r.o.ArchiveCopy {
+	if err := r.s.await(ctx, r.db, segments, r.o.ArchiveTimeout, r.o.Conn, r.o.DataDir); err != nil || !r.o.ArchiveCopy {
 		return err
 	}
 	return r.copyWAL(ctx, segments)

@@ -45,7 +45,7 @@ func (s *Stanza) Check(ctx context.Context, o CheckOptions) (*CheckResult, error
 	if err = errors.Join(err, conn.Close()); err != nil {
 		return nil, fmt.Errorf("stanza %s: %w", s.o.Stanza, err)
 	}
-	if err := s.WaitForSegments(ctx, ai.DB(), []string{segment}, o.ArchiveTimeout); err != nil {
+	if err := s.await(ctx, ai.DB(), []string{segment}, o.ArchiveTimeout, o.Conn, o.DataDir); err != nil {
 		return nil, err
 	}
 	return &CheckResult{Segment: segment, Took: s.o.Now().Sub(began)}, nil

@@ -288,6 +288,8 @@ func (f *fakeServer) answer(c net.Conn, sql string, execute bool) (rows [][]valu
 			err = f.switchWAL()
 		}
 		return [][]value{{text(f.position.String()), text(pg.SegmentName(1, f.position, segmentSize))}}, err
+	case has("pg_stat_archiver"):
+		return [][]value{{{pgtype.Int8OID, int64(0)}, {pgtype.TextOID, nil}, {pgtype.TimestamptzOID, nil}, {pgtype.TextOID, nil}, text("true"), text("")}}, nil
 	case has("from pg_database"):
 		for _, d := range f.databases {
 			rows = append(rows, []value{text(d.Name), {pgtype.OIDOID, d.OID}, {pgtype.OIDOID, d.LastSystemID}})

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -360,14 +361,47 @@ func TestRestoreCancelled(t *testing.T) {
 // runIn starts a process that works in dir, as a server does, and returns its number; it ends with the test.
 func runIn(t *testing.T, dir string) int {
 	t.Helper()
-	r, w, err := os.Pipe()
-	must(t, err)
-	p, err := os.StartProcess("/bin/cat", []string{"cat"}, &os.ProcAttr{Dir: dir, Files: []*os.File{r, nil, nil}})
-	must(t, errors.Join(err, r.Close()))
-	t.Cleanup(func() {
-		must(t, w.Close()) // its end of input
-		_, err := p.Wait()
+	p := exec.Command("cat")
+	p.Dir = dir
+	in, err := p.StdinPipe()
+	must(t, errors.Join(err, p.Start()))
+	t.Cleanup(func() { must(t, errors.Join(in.Close(), p.Wait())) }) // the end of its input ends it
+	return p.Process.Pid
+}
+
+// TestRestoreOwners: as root, everything belongs to the manifest's owners, and to the given default where this host does not
+// know them: pg_control, directories made on the way, links and settings included (pgBackRest 2.53.1: pg_control was root's).
+func TestRestoreOwners(t *testing.T) {
+	s := newShelf(t, "")
+	s.owner = "no-such-user"
+	s.backup(repo.Full, day, s.cluster())
+	uid, gid := os.Getuid(), os.Getgid()
+	if uid == 0 {
+		uid, gid = 65534, 65534
+	}
+	top := filepath.Join(scratch(t), "made")
+	for _, delta := range []bool{false, true} {
+		o := engine.RestoreOptions{DataDir: filepath.Join(top, "data"), Type: engine.TargetStandby, Owners: true, DefaultUID: uid, DefaultGID: gid, Delta: delta}
+		_, _, err := s.restore(t.Context(), s.st, o)
 		must(t, err)
-	})
-	return p.Pid
+		must(t, filepath.WalkDir(top, func(file string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			info, err := os.Lstat(file)
+			if st, ok := info.Sys().(*syscall.Stat_t); err == nil && (!ok || int(st.Uid) != uid || int(st.Gid) != gid) {
+				t.Errorf("delta %v: %s belongs to %d:%d", delta, file, st.Uid, st.Gid)
+			}
+			return err
+		}))
+		if os.Getuid() == 0 { // as after a copy by hand
+			must(t, os.Chown(filepath.Join(o.DataDir, "base/16385/100"), 0, 0))
+			must(t, os.Chown(filepath.Join(o.DataDir, "base"), 0, 0))
+		}
+	}
+	_, plan, err := s.restore(t.Context(), s.st, engine.RestoreOptions{DataDir: filepath.Join(scratch(t), "data")})
+	must(t, err)
+	if n := strings.Count(strings.Join(plan.Warnings, ""), "only root"); n != 2 {
+		t.Errorf("one warning for the user and one for the group: %q", plan.Warnings)
+	}
 }

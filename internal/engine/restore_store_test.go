@@ -32,6 +32,7 @@ type shelf struct {
 	block    int64 // block size; 0: no block incremental
 	superMax int64
 
+	owner     string // of everything
 	system    uint64
 	control   string
 	databases []repo.Database
@@ -54,7 +55,7 @@ func newShelf(t testing.TB, pass repo.Secret) *shelf {
 	b = append(b, make([]byte, pg.ControlFileSize-len(b))...)
 	c, err := pg.ParseControl(b)
 	must(t, err)
-	s := &shelf{t: t, st: storage.NewMem(nil), pass: pass, compress: repo.ZST, superMax: 64 << 10, system: c.SystemID, control: string(b),
+	s := &shelf{t: t, st: storage.NewMem(nil), pass: pass, compress: repo.ZST, superMax: 64 << 10, owner: "postgres", system: c.SystemID, control: string(b),
 		databases: []repo.Database{{Name: "app", OID: 16385, LastSystemID: 4}, {Name: "other", OID: 16390, LastSystemID: 4}, {Name: "postgres", OID: 5, LastSystemID: 4},
 			{Name: "template0", OID: 4, LastSystemID: 4}, {Name: "template1", OID: 1, LastSystemID: 4}},
 		targets: []repo.Target{{Name: "pg_data", Path: "/old/data"}, {Name: "pg_tblspc/16384", Path: "/old/space", Link: true, TablespaceID: "16384", TablespaceName: "fast"}},
@@ -97,8 +98,8 @@ func (s *shelf) backup(typ repo.BackupType, at time.Time, files map[string]strin
 	m := &repo.Manifest{BackrestVersion: "test", Type: typ, TimeStart: at.Unix(), TimeCopyStart: at.Unix() + 1, TimeStop: at.Unix() + 2,
 		ArchiveStart: "000000010000000000000002", ArchiveStop: "000000010000000000000002", LSNStart: "0/2000028", LSNStop: "0/2000100",
 		BlockIncr: s.block > 0, Bundle: s.bundle, DB: s.info.History[0], Targets: s.targets, Links: s.links, Databases: s.databases,
-		FileDefault: repo.Owner{User: "postgres", Group: "postgres", Mode: 0o600}, PathDefault: repo.Owner{User: "postgres", Group: "postgres", Mode: 0o700},
-		LinkDefault: repo.Owner{User: "postgres", Group: "postgres"}}
+		FileDefault: repo.Owner{User: s.owner, Group: s.owner, Mode: 0o600}, PathDefault: repo.Owner{User: s.owner, Group: s.owner, Mode: 0o700},
+		LinkDefault: repo.Owner{User: s.owner, Group: s.owner}}
 	m.Options.CompressType, m.Options.Online, m.Options.CompressLevel = s.compress, true, repo.DefaultLevel(s.compress)
 	full := repo.Label("")
 	if typ != repo.Full {

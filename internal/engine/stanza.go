@@ -175,8 +175,9 @@ func (s *Stanza) upgrade(ctx context.Context, c pg.Control) (CreateOutcome, erro
 	}
 	acur, bcur := ai.DB(), bi.DB()
 	same := func(d repo.DB) bool { return d.SystemID == c.SystemID && d.Version == c.Version.String() }
+	// An upgrade that died may have left copies of before, of either file: they are looked at whatever else is to be done.
 	if same(acur) && same(bcur) {
-		return s.repairCopies(ctx, ai, bi) // an upgrade may have died before the last copy
+		return s.repairCopies(ctx, ai, bi)
 	}
 	s.step("stanza-upgrade", "write", s.o.Stanza)
 	// A run that died between the two files has advanced only one: the other joins it under the same id.
@@ -197,6 +198,9 @@ func (s *Stanza) upgrade(ctx context.Context, c pg.Control) (CreateOutcome, erro
 		if err := repo.SaveArchiveInfo(ctx, s.o.Storage, s.o.Stanza, ai, s.o.Pass); err != nil {
 			return "", fmt.Errorf("stanza %s: save archive.info: %w", s.o.Stanza, err)
 		}
+	}
+	if _, err := s.repairCopies(ctx, ai, bi); err != nil {
+		return "", err
 	}
 	return Upgraded, nil
 }

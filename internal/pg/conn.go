@@ -288,3 +288,35 @@ func (c *Conn) sessionLost(err error) error {
 	}
 	return fmt.Errorf("%w (the session is lost and the server has given up the backup; run the backup again)", err)
 }
+
+// Archiver is what pg_stat_archiver says.
+type Archiver struct {
+	Failed     int64
+	LastFailed string    // name of the file; empty: none failed
+	FailedAt   time.Time // of LastFailed
+	LastDone   string    // the last file archived
+	Command    string    // archive_command, or "(disabled)"
+	Library    string    // archive_library (PostgreSQL 15 and later)
+}
+
+// Archiver asks how archiving goes.
+func (c *Conn) Archiver(ctx context.Context) (Archiver, error) {
+	var a Archiver
+	var failed, done *string
+	var at *time.Time
+	err := c.c.QueryRow(ctx, `select failed_count, last_failed_wal, last_failed_time, last_archived_wal, current_setting('archive_command'),
+		coalesce(current_setting('archive_library', true), '') from pg_stat_archiver`).Scan(&a.Failed, &failed, &at, &done, &a.Command, &a.Library)
+	if err != nil {
+		return Archiver{}, fmt.Errorf("ask pg_stat_archiver: %w", err)
+	}
+	if failed != nil {
+		a.LastFailed = *failed
+	}
+	if done != nil {
+		a.LastDone = *done
+	}
+	if at != nil {
+		a.FailedAt = *at
+	}
+	return a, nil
+}

@@ -191,8 +191,8 @@ func (p *pass) tryFile(ctx context.Context, n *node, last bool) (e *entry, settl
 	c := &content{ctx: ctx, f: f, size: st.Size, h: sha256.New(), p: p}
 	var after unix.Stat_t
 	if st.Size <= smallFile {
-		segs, err := smallSegments(f, &st)
-		if err != nil {
+		var segs []segment
+		if segs, err = smallSegments(f, &st); err != nil {
 			return nil, false, &readError{err}
 		}
 		data := p.c.buf[:st.Size]

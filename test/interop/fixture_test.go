@@ -41,14 +41,13 @@ func fixture(t *testing.T, name string) (dir, repoDir string) {
 
 // fixtures are the repositories that the real pgbackrest wrote; "conf" stands for the passphrase in pgbackrest.conf.
 var fixtures = []struct {
-	name  string
-	pass  repo.Secret
-	block bool // block incremental
+	name string
+	pass repo.Secret
 }{
-	{"v245-gz-pg15", "", false},
-	{"v245-lz4-bundle-aes-pg15", "conf", false},
-	{"v2591-zst-bundle-block-pg15", "", true},
-	{"v2591-zst-bundle-block-aes-pg18", "conf", true},
+	{"v245-gz-pg15", ""},
+	{"v245-lz4-bundle-aes-pg15", "conf"},
+	{"v2591-zst-bundle-block-pg15", ""},
+	{"v2591-zst-bundle-block-aes-pg18", "conf"},
 }
 
 // TestFixtures restores every backup of every repository, file for file: to an empty directory, and with --delta over what
@@ -69,11 +68,9 @@ func TestFixtures(t *testing.T) {
 				t.Fatal(err)
 			}
 			labels := sameInfo(t, s, filepath.Join(dir, "info.json"))
-			if !fix.block {
-				res, err := s.Verify(t.Context(), engine.VerifyOptions{ProcessMax: 2})
-				if err != nil || len(res.Findings) > 0 {
-					t.Errorf("verify: %v %v", err, res)
-				}
+			res, err := s.Verify(t.Context(), engine.VerifyOptions{ProcessMax: 2})
+			if err != nil || len(res.Findings) > 0 {
+				t.Errorf("verify: %v %v", err, res)
 			}
 			if len(labels) != 3 {
 				t.Fatalf("backups %v", labels)

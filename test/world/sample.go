@@ -52,6 +52,7 @@ func (w *World) SampleFiles() error {
 			return errors.Join(err, os.Lchown(path, int(w.owner.Uid), int(w.owner.Gid)))
 		}))
 		do(os.Lchown(filepath.Join(w.Files, "part3/deep/file 3.txt"), 31001, 31002)) // a user that no host knows
+		do(os.Chmod(filepath.Join(w.Files, "part3/deep/file 3.txt"), 0o644))         // the instance's user backs up as well
 		do(os.Lchown(filepath.Join(w.Files, "link"), 31001, 31002))
 	}
 	// After the owners: a change of owner clears these bits.

@@ -1,0 +1,111 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+
+	"holdfast/internal/backrest"
+	"holdfast/internal/engine"
+	"holdfast/internal/repo"
+)
+
+// Exit codes of the original that errors of ours are mapped to (format page, section 23).
+const (
+	codeChecksum   = 26
+	codeConfig     = 27
+	codeInvalid    = 28
+	codeFormat     = 29
+	codeOption     = 31
+	codeValue      = 32
+	codeRequired   = 37
+	codeRunning    = 38
+	codeNotEmpty   = 40
+	codeOpen       = 41
+	codeParam      = 43
+	codeMismatch   = 44
+	codeDuplicate  = 45
+	codeLock       = 50
+	codeMissing    = 55
+	codeConnect    = 56
+	codeStop       = 62
+	codeTerm       = 63
+	codeBackupSet  = 75
+	codeTablespace = 76
+	codeLinkMap    = 78
+	codeDBMissing  = 80
+	codeDBInvalid  = 81
+	codeTimeout    = 82
+	codeRepo       = 103
+	codeCommand    = 104
+	codeUnknown    = 125
+)
+
+// backrestCodes maps what may be asked of an error to the code of the original, the first that fits.
+var backrestCodes = []struct {
+	err  error
+	code int
+}{
+	{context.Canceled, codeTerm},
+	{engine.ErrStopped, codeStop},
+	{repo.ErrLocked, codeLock},
+	{engine.ErrStanzaMissing, codeMissing},
+	{engine.ErrStanzaMismatch, codeInvalid},
+	{engine.ErrArchiveMismatch, codeMismatch},
+	{engine.ErrArchiveConflict, codeDuplicate},
+	{engine.ErrArchiveTimeout, codeTimeout},
+	{engine.ErrWALMissing, codeMissing},
+	{engine.ErrNoBackup, codeBackupSet},
+	{engine.ErrLastBackup, codeBackupSet},
+	{engine.ErrTimeline, codeBackupSet},
+	{engine.ErrTargetNotEmpty, codeNotEmpty},
+	{engine.ErrTargetRunning, codeRunning},
+	{engine.ErrTablespaceMap, codeTablespace},
+	{engine.ErrLinkMap, codeLinkMap},
+	{engine.ErrLinkInside, codeLinkMap},
+	{engine.ErrDBMissing, codeDBMissing},
+	{engine.ErrDBInvalid, codeDBInvalid},
+	{engine.ErrCorrupt, codeChecksum},
+	{repo.ErrChecksum, codeChecksum},
+	{repo.ErrFormat, codeFormat},
+	{fs.ErrNotExist, codeMissing},
+	{fs.ErrPermission, codeOpen},
+}
+
+// codeError is an error that ends with a code of its own.
+type codeError struct {
+	code int
+	err  error
+}
+
+func (e *codeError) Error() string { return e.err.Error() }
+func (e *codeError) Unwrap() error { return e.err }
+
+// coded says what went wrong, with the code of the original.
+func coded(code int, text string) error { return &codeError{code, errors.New(text)} }
+
+// backrestCode is the one place where errors become pgBackRest's exit codes.
+func backrestCode(err error) int {
+	var reading *backrest.Error
+	var own *codeError
+	var findings *findingsError
+	var usage *usageError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &own):
+		return own.code
+	case errors.As(err, &reading):
+		return reading.Code
+	case errors.As(err, &findings):
+		return codeRepo
+	case errors.As(err, &usage):
+		return codeValue
+	}
+	for _, c := range backrestCodes {
+		if errors.Is(err, c.err) {
+			return c.code
+		}
+	}
+	return codeUnknown
+}

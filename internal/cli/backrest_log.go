@@ -1,0 +1,140 @@
+package cli
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"holdfast/internal/backrest"
+	"holdfast/internal/engine"
+)
+
+// Levels of pgBackRest's log, in the order in which log-level-… lets them through.
+const (
+	logOff = iota
+	logError
+	logWarn
+	logInfo
+	logDetail
+	logDebug
+	logTrace
+)
+
+var logLevels = [...]string{"off", "error", "warn", "info", "detail", "debug", "trace"}
+
+// logLevel is the level of that name.
+func logLevel(name string) int {
+	for i, n := range logLevels {
+		if n == name {
+			return i
+		}
+	}
+	return logOff
+}
+
+// backrestLog writes what happens the way pgBackRest does: a message goes to standard error if log-level-stderr lets it
+// through, else to standard output if log-level-console does, and in any case to the log file if log-level-file does.
+type backrestLog struct {
+	env                   *Env
+	console, stderr, file int
+	stamp                 bool
+
+	mu     sync.Mutex
+	target *os.File // nil: no log file
+	broken bool     // the log file could not be written, and this was said
+}
+
+// newBackrestLog is the log before any configuration is known.
+func newBackrestLog(env *Env) *backrestLog {
+	return &backrestLog{env: env, console: logWarn, stderr: logWarn, stamp: true}
+}
+
+// configure takes the levels of c and opens the log file. That it cannot be opened is a warning.
+func (l *backrestLog) configure(c *backrest.Config) {
+	l.console, l.stderr = logLevel(c.String("log-level-console", 0)), logLevel(c.String("log-level-stderr", 0))
+	l.stamp = c.Bool("log-timestamp", 0)
+	if strings.Contains(withoutLogFile, " "+c.Command.String()+" ") {
+		return
+	}
+	if l.file = logLevel(c.String("log-level-file", 0)); l.file == logOff {
+		return
+	}
+	stanza := c.String("stanza", 0)
+	if stanza == "" {
+		stanza = "all"
+	}
+	name := filepath.Join(c.String("log-path", 0), stanza+"-"+c.Command.String()+".log")
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
+	if err != nil {
+		l.file = logOff
+		l.at(logWarn, "unable to open log file '"+name+"': "+err.Error()+"\nNOTE: process will continue without log file.")
+		return
+	}
+	l.target = f
+	begin := "-------------------PROCESS START-------------------\n"
+	if info, err := f.Stat(); err == nil && info.Size() > 0 {
+		begin = "\n" + begin
+	}
+	l.write(begin)
+}
+
+// withoutLogFile are the commands that never have a log file.
+const withoutLogFile = " annotate archive-get archive-push check help info repo-get repo-ls server-ping version "
+
+func (l *backrestLog) close() error {
+	if l.target == nil {
+		return nil
+	}
+	return l.target.Close()
+}
+
+// at logs one message of a level; its further lines are indented below its first.
+func (l *backrestLog) at(level int, text string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	head := strings.ToUpper(logLevels[level]) + ": "
+	long := "P00 " + strings.Repeat(" ", 8-len(head)) + head
+	if l.stamp {
+		long = l.env.Now().In(time.Local).Format("2006-01-02 15:04:05.000 ") + long
+	}
+	message := func(head string) string {
+		return head + strings.ReplaceAll(text, "\n", "\n"+strings.Repeat(" ", len(head))) + "\n"
+	}
+	switch {
+	case level <= l.stderr:
+		fmt.Fprint(l.env.Stderr, message(head))
+	case level <= l.console:
+		fmt.Fprint(l.env.Stdout, message(long))
+	}
+	if level <= l.file && l.target != nil {
+		l.write(message(long))
+	}
+}
+
+func (l *backrestLog) write(text string) {
+	if _, err := l.target.WriteString(text); err != nil && !l.broken {
+		l.broken = true
+		fmt.Fprintf(l.env.Stderr, "WARN: write log file: %v\n", err)
+	}
+}
+
+func (l *backrestLog) logf(level int, format string, a ...any) {
+	l.at(level, fmt.Sprintf(format, a...))
+}
+
+// on logs an event of the engine.
+func (l *backrestLog) on(e engine.Event) {
+	switch e := e.(type) {
+	case engine.Warning:
+		l.at(logWarn, e.Text)
+	case engine.Step:
+		l.at(logInfo, e.String())
+	case engine.FileDone:
+		l.logf(logDetail, "%s file %s (%s) checksum %s", e.Verb, e.Name, engine.Size(e.Size), e.SHA1)
+	case engine.Amount:
+		l.at(logDetail, e.String())
+	}
+}
