@@ -17,6 +17,7 @@
 //	       storage/<vendor>      one adapter each, the SDK kept inside ─► storage
 //	       pg                    PostgreSQL as files and as a server
 //	cli ─► conf                  the parameter table and its store ─► durable
+//	       backrest              pgBackRest's command line, environment and configuration files
 //	       instance              root directory, disks, shell, init script ─► durable
 //	       schedule  notify      calendar arithmetic and the loop; delivering a message
 //	       durable               crash-safe file replacement

@@ -34,9 +34,10 @@ var allowed = map[string][]string{
 	"internal/cli": {
 		"internal/web", "internal/action", "internal/eventbus", "internal/engine", "internal/repo", "internal/catalog",
 		"internal/storage", "internal/pg", "internal/tarball", "internal/instance", "internal/schedule", "internal/conf",
-		"internal/notify", "internal/durable",
+		"internal/notify", "internal/durable", "internal/backrest",
 	},
-	"internal/web": {"internal/action", "internal/catalog", "internal/conf"},
+	"internal/backrest": {},
+	"internal/web":      {"internal/action", "internal/catalog", "internal/conf"},
 	"internal/action": {
 		"internal/engine", "internal/eventbus", "internal/catalog", "internal/repo", "internal/storage", "internal/pg",
 		"internal/tarball", "internal/durable",

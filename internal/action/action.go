@@ -37,7 +37,8 @@ type Options struct {
 	RepoDir        string                                    // repository: the separate one (apart) or the staging one (included)
 	OpenRepo       func(dir string) (storage.Storage, error) // a repository below dir, its files owned as PostgreSQL's
 	RepoPass       repo.Secret
-	PGLockDir      string // lock files shared with pgbackrest
+	PGLockDir      string         // lock files shared with pgbackrest
+	PGLockOwner    *durable.Owner // of PGLockDir when it is made; nil: this process
 	Compress       repo.CompressType
 	Level          int
 	ProcessMax     int
@@ -148,7 +149,7 @@ func (a *App) warn(format string, args ...any) {
 
 // stanza is the engine on one cluster with one repository.
 func (a *App) stanza(name string, st storage.Storage) (*engine.Stanza, error) {
-	return engine.New(engine.Options{Stanza: name, Storage: st, Pass: a.o.RepoPass, LockDir: a.o.PGLockDir, ExecID: a.o.ExecID, Version: a.o.Program,
+	return engine.New(engine.Options{Stanza: name, Storage: st, Pass: a.o.RepoPass, LockDir: a.o.PGLockDir, LockOwner: a.o.PGLockOwner, ExecID: a.o.ExecID, Version: a.o.Program,
 		Now: a.o.Now, Events: a.o.Events})
 }
 

@@ -197,32 +197,23 @@ func (c *Config) Hash(name string, key int) map[string]string {
 	return m
 }
 
-// Source says where the value comes from.
-func (c *Config) Source(name string, key int) Source {
-	if v := c.find(c.row(name), max(key, 1)); v != nil && !v.reset {
-		return v.source
-	}
-	return FromDefault
-}
-
 // Given is one option that holds for the command and was set by somebody.
 type Given struct {
 	Name   string // in the table
 	Key    int    // 0 for an option without index
 	Full   string // as the operator writes it: repo1-path
 	Text   string // the value, or the first of several; y or n for a Bool
-	Source Source
+	Secret bool   // Text is for no log
 }
 
 // Given lists what was set and holds, by name.
 func (c *Config) Given() []Given {
 	var out []Given
 	for _, at := range c.places() {
-		v := c.values[at]
-		if ok, _ := c.active(at.o, at.key); !ok || v.reset {
+		if ok, _ := c.active(at.o, at.key); !ok || c.values[at].reset {
 			continue
 		}
-		g := Given{Name: at.o.Name, Full: at.o.keyed(at.key), Text: c.text(at.o, at.key), Source: v.source}
+		g := Given{Name: at.o.Name, Full: at.o.keyed(at.key), Text: c.text(at.o, at.key), Secret: at.o.Secret}
 		if at.o.Group != None {
 			g.Key = at.key
 		}
@@ -241,8 +232,8 @@ func (c *Config) Words() []string {
 func (c *Config) Forward(command string) []string {
 	to := commandNamed(command)
 	return c.words(func(at place, v *value) bool {
-		inFile := at.o.Section != CommandLine || strings.HasPrefix(at.o.Name, "config")
-		return v.source <= FromEnvironment && at.o.On&to != 0 && inFile && !at.o.Secret
+		which := at.o.Section != CommandLine || at.o.Name == "stanza" || strings.HasPrefix(at.o.Name, "config")
+		return v.source <= FromEnvironment && at.o.On&to != 0 && which && !at.o.Secret
 	}, "")
 }
 

@@ -200,3 +200,24 @@ func (o *Option) keyed(key int) string {
 func (o *Option) negatable() bool {
 	return o.No || o.Section != CommandLine && (o.Kind == Bool || o.Kind == Switch)
 }
+
+// Values says in words what the option takes for a command; empty: anything.
+func (o *Option) Values(c Command) string {
+	switch {
+	case o.Kind == Bool:
+		return "y or n"
+	case o.Allow != "":
+		return "one of " + strings.Join(words(o.Allow, c), ", ")
+	case o.Range != "":
+		return "from " + strings.Replace(o.Range, " ", " to ", 1)
+	}
+	return ""
+}
+
+// DefaultFor is the option's default for a command; empty: none.
+func (o *Option) DefaultFor(c Command) string {
+	if w := words(o.Default, c); len(w) > 0 {
+		return w[0]
+	}
+	return ""
+}

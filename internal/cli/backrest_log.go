@@ -95,6 +95,7 @@ func (l *backrestLog) close() error {
 func (l *backrestLog) at(level int, text string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	text = strings.ReplaceAll(text, "holdfast pg ", "pgbackrest ") // the command to run next, by the name we were run under
 	head := strings.ToUpper(logLevels[level]) + ": "
 	long := "P00 " + strings.Repeat(" ", 8-len(head)) + head
 	if l.stamp {

@@ -54,9 +54,12 @@ var refusedHere = []struct{ command, name, fine, instead string }{
 	{"check", "backup-standby", "n", "run check without it, on the primary"},
 }
 
-// refuse names the first option of c that we do not do.
+// refuse names the first option of c that we do not do. Options of a repository that the command leaves alone do not count.
 func refuse(c *backrest.Config) error {
 	for _, g := range c.Given() {
+		if strings.HasPrefix(g.Name, "repo-") && !slices.Contains(repoKeys(c), g.Key) {
+			continue
+		}
 		for _, r := range refusedOptions {
 			prefix, family := strings.CutSuffix(r.name, "*")
 			if r.name != g.Name && !(family && strings.HasPrefix(g.Name, prefix)) || g.Text == r.fine {
@@ -78,8 +81,8 @@ func refuse(c *backrest.Config) error {
 
 func refusal(g backrest.Given, instead string) error {
 	set := g.Full + "=" + g.Text
-	if g.Text == "" || strings.Contains(g.Full, "key") || strings.Contains(g.Full, "pass") || strings.Contains(g.Full, "token") || strings.Contains(g.Full, "account") {
-		set = g.Full // may be a secret
+	if g.Secret {
+		set = g.Full
 	}
 	return coded(codeOption, "option '"+set+"' is not done by Holdfast\nHINT: "+instead+".")
 }

@@ -33,6 +33,7 @@ type pgFlags struct {
 	tablespaceMap, linkMap, recoveryOptions map[string]string
 	tablespaceMapAll, archiveMode           string
 
+	rebuild                                                                bool
 	delta, bundle, block, hardlink, noResume, noOnline, force, archiveCopy bool
 	bundleSize, bundleLimit                                                int64
 	standby, standbyPath, standbyHost                                      string
@@ -381,6 +382,9 @@ func (r *root) pgStanza(verb string) *cobra.Command {
 		if err := f.checkServer(cmd, control); err != nil {
 			return err
 		}
+		if f.rebuild {
+			return r.pgRebuild(cmd, s, &f, control)
+		}
 		do := s.Create
 		if verb == "stanza-upgrade" {
 			do = s.Upgrade
@@ -397,7 +401,27 @@ func (r *root) pgStanza(verb string) *cobra.Command {
 	}}
 	f.common(c)
 	f.server(c)
+	if verb == "stanza-create" {
+		c.Flags().BoolVar(&f.rebuild, "rebuild", false, "write lost info files anew from the manifests and WAL that are there")
+	}
 	return c
+}
+
+// pgRebuild is stanza-create --rebuild.
+func (r *root) pgRebuild(cmd *cobra.Command, s *engine.Stanza, f *pgFlags, control pg.Control) error {
+	res, err := s.Rebuild(cmd.Context(), control)
+	if err != nil {
+		return err
+	}
+	if r.f.json {
+		return r.env.printJSON(res)
+	}
+	if len(res.Files) == 0 {
+		_, err = fmt.Fprintf(r.env.Stdout, "stanza %s: both info files can be read, nothing was written\n", f.stanza)
+		return err
+	}
+	_, err = fmt.Fprintf(r.env.Stdout, "stanza %s: %s written anew: %d backup(s), archives %s; now run: holdfast pg verify --stanza=%s\n", f.stanza, strings.Join(res.Files, " and "), len(res.Backups), strings.Join(res.History, ", "), f.stanza)
+	return err
 }
 
 func (r *root) pgExpire() *cobra.Command {

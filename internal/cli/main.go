@@ -11,7 +11,6 @@ package cli
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -76,7 +75,7 @@ func Main(ctx context.Context, env *Env) int {
 	case "alation_action":
 		return actionMain(ctx, env, env.Args[1:])
 	case "pgbackrest":
-		return env.exit(name, errors.New("the pgBackRest command line is not answered to yet; use: holdfast pg …"), false)
+		return backrestMain(ctx, env)
 	}
 	if len(env.Args) > 2 && env.Args[1] == "pg" && (env.Args[2] == "archive-push" || env.Args[2] == "archive-get") {
 		// PostgreSQL starts one of these for every WAL segment: the command tree is not built for them.

@@ -182,6 +182,9 @@ func wireRepository(env *Env, w *wired, o *action.Options) error {
 	}
 	clusterOwner := repositoryOwner(o.Clusters, o.Owner)
 	o.OpenRepo = func(dir string) (storage.Storage, error) { return openPosix(dir, clusterOwner) }
+	if os.Geteuid() == 0 {
+		o.PGLockOwner = clusterOwner
+	}
 	for i := range o.Clusters {
 		c := &o.Clusters[i]
 		c.ArchiveCommand = archiveCommand(w.programPath(env), c.Stanza, o.RepoDir, c.DataDir, o.Compress, o.Level)
@@ -377,7 +380,7 @@ func (f *stanzaFlags) open(env *Env, l *listener) (*engine.Stanza, error) {
 	if l != nil {
 		events = l.on
 	}
-	return engine.New(engine.Options{Stanza: f.stanza, Storage: st, Pass: pass, LockDir: f.lockPath, ExecID: env.ExecID, Version: programVersion(), Now: env.Now, Events: events})
+	return engine.New(engine.Options{Stanza: f.stanza, Storage: st, Pass: pass, LockDir: f.lockPath, LockOwner: owner, ExecID: env.ExecID, Version: programVersion(), Now: env.Now, Events: events})
 }
 
 func (f *stanzaFlags) conn() pg.ConnOptions {

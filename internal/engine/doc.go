@@ -15,8 +15,10 @@
 //
 // and for a restore:
 //
-//	every check and the plan → directories → files (workers, SHA-1 verified) → recovery settings
-//	  → one syncfs per file system → global/pg_control by rename, last (before that nothing can start on the directory)
+//	every check and the plan → backup.manifest into the data directory → over an old cluster: global/pg_control away, then
+//	  what is not in the backup → directories and links → files (workers, SHA-1 verified) → recovery settings
+//	  → backup.manifest away → one syncfs per file system → global/pg_control by rename, last (before that nothing can
+//	  start on the directory; a restore with Delta goes on from there)
 //
 // A run that dies in between leaves a label directory without backup.manifest, which no reader takes for a backup and which
 // the next backup removes; or a data directory without pg_control, which PostgreSQL refuses to start.

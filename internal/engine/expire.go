@@ -152,7 +152,7 @@ func (p *RemovePlan) run(ctx context.Context) error {
 	}
 	for _, l := range p.Backups {
 		s.step("remove", "manifest", string(l))
-		if err := s.o.Storage.Remove(ctx, repo.ManifestPath(s.o.Stanza, l), repo.ManifestPath(s.o.Stanza, l)+".copy"); err != nil {
+		if err := s.removeManifest(ctx, l); err != nil {
 			return err
 		}
 	}
@@ -161,9 +161,9 @@ func (p *RemovePlan) run(ctx context.Context) error {
 	if err := repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass); err != nil {
 		return err
 	}
-	p.relinkLatest(ctx, bi)
+	s.relinkLatest(ctx, bi)
 	s.step("remove", "wal", fmt.Sprintf("%d segments", len(p.segments)))
-	if err := p.removeWAL(ctx); err != nil {
+	if err := s.removeObjects(ctx, p.segments); err != nil {
 		return err
 	}
 	// The files come last: as long as they are there a second run knows that there is something to complete.
@@ -176,22 +176,32 @@ func (p *RemovePlan) run(ctx context.Context) error {
 	return nil
 }
 
-func (p *RemovePlan) removeWAL(ctx context.Context) error {
-	for chunk := range slices.Chunk(p.segments, 1000) {
-		if err := p.s.o.Storage.Remove(ctx, chunk...); err != nil {
+// removeObjects deletes objects in batches.
+func (s *Stanza) removeObjects(ctx context.Context, names []string) error {
+	for chunk := range slices.Chunk(names, 1000) {
+		if err := s.o.Storage.Remove(ctx, chunk...); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// removeManifest makes a backup cease to exist. The copy goes first: alone, it would be an unfinished backup's.
+func (s *Stanza) removeManifest(ctx context.Context, l repo.Label) error {
+	name := repo.ManifestPath(s.o.Stanza, l)
+	if err := s.o.Storage.Remove(ctx, name+".copy"); err != nil {
+		return err
+	}
+	return s.o.Storage.Remove(ctx, name)
+}
+
 // relinkLatest points the link for people, where the store has links, to the newest backup that stayed.
-func (p *RemovePlan) relinkLatest(ctx context.Context, bi *repo.BackupInfo) {
-	l, ok := p.s.o.Storage.(storage.Linker)
-	if !ok || !p.s.o.Storage.Abilities().Links {
+func (s *Stanza) relinkLatest(ctx context.Context, bi *repo.BackupInfo) {
+	l, ok := s.o.Storage.(storage.Linker)
+	if !ok || !s.o.Storage.Abilities().Links {
 		return
 	}
-	link := repo.BackupDir(p.s.o.Stanza) + "/latest"
+	link := repo.BackupDir(s.o.Stanza) + "/latest"
 	var err error
 	if n := len(bi.Backups); n > 0 {
 		err = l.Symlink(ctx, string(bi.Backups[n-1].Label), link)
@@ -199,7 +209,7 @@ func (p *RemovePlan) relinkLatest(ctx context.Context, bi *repo.BackupInfo) {
 		err = l.RemoveTree(ctx, link)
 	}
 	if err != nil {
-		p.s.warn("the link %s could not be set (it is for people only): %v", link, err)
+		s.warn("the link %s could not be set (it is for people only): %v", link, err)
 	}
 }
 
@@ -219,7 +229,7 @@ func (s *Stanza) TrimWAL(ctx context.Context, db repo.DB, keep string) error {
 	p := &RemovePlan{s: s}
 	err = p.olderThan(ctx, repo.ArchiveDir(s.o.Stanza)+"/"+repo.ArchiveID(db.Version, db.ID), keep[8:24])
 	if err == nil {
-		err = p.removeWAL(ctx)
+		err = s.removeObjects(ctx, p.segments)
 	}
 	return wrap(errors.Join(err, release()), "stanza %s: remove WAL before %s", s.o.Stanza, keep)
 }

@@ -41,7 +41,7 @@ func (f faultTest) each(t *testing.T) {
 	for _, kind := range []storage.FaultKind{storage.FailBefore, storage.FailAfter, storage.ShortRead, storage.Cancel, storage.Die} {
 		step := max(1, f.every)
 		if testing.Short() {
-			step = max(5, f.every, f.calls/4)
+			step = max(8, f.every, f.calls/3)
 		}
 		for n := 1 + int(kind)%step; ; n += step { // another one for each kind
 			clean := f.base.CrashClone()

@@ -183,7 +183,7 @@ func (s *Stanza) fillInfo(ctx context.Context, out *StanzaInfo, set repo.Label) 
 		return status(1, "missing stanza path")
 	}
 	if err != nil {
-		return fmt.Errorf("stanza %s: load backup.info: %w", s.o.Stanza, err)
+		return s.notLoaded(ctx, repo.BackupDir(s.o.Stanza)+"/backup.info", err)
 	}
 	for _, db := range bi.History {
 		out.DB = append(out.DB, InfoDB{db.ID, s.o.RepoKey, db.SystemID, db.Version})

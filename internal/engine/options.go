@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"holdfast/internal/durable"
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
 )
@@ -18,7 +19,10 @@ type Options struct {
 	RepoKey int         // the repository's number as operators know it (repo1-…); at least 1
 	Pass    repo.Secret // repository passphrase; empty: not encrypted
 	LockDir string      // directory of lock and stop files, shared with pgbackrest; empty: no locks (tests)
-	ExecID  string      // who holds the lock, for the lock file: "<pid>-<8 hex>"
+	// LockOwner owns LockDir when we make it (nil: we do): archive-push and pgbackrest run as PostgreSQL's user and must be
+	// able to look into it, whoever came first.
+	LockOwner *durable.Owner
+	ExecID    string // who holds the lock, for the lock file: "<pid>-<8 hex>"
 
 	Version string           // written as backrest-version
 	Now     func() time.Time // the clock; nil: time.Now
@@ -95,6 +99,9 @@ func (s *Stanza) lock(kinds ...string) (release func() error, err error) {
 	content, err := holder.Encode()
 	if err != nil {
 		return release, err
+	}
+	if err := durable.MkdirAllOwned(s.o.LockDir, 0o770, s.o.LockOwner); err != nil {
+		return release, fmt.Errorf("stanza %s: make lock path: %w", s.o.Stanza, err)
 	}
 	for _, kind := range kinds {
 		l, err := repo.AcquireLock(s.o.LockDir, s.o.Stanza, kind, s.o.RepoKey, content)

@@ -142,8 +142,8 @@ func TestPushRefuses(t *testing.T) {
 		say  []string // all in the message
 	}{
 		{"no such stanza", s(engine.Options{Stanza: "other", Storage: m, Pass: "secret"}), engine.PushOptions{Path: file}, engine.ErrStanzaMissing, []string{"other", "stanza-create --stanza=other"}},
-		{"wrong passphrase", s(engine.Options{Stanza: "demo", Storage: m, Pass: "wrong"}), engine.PushOptions{Path: file}, nil, []string{"archive.info", "cipher pass"}},
-		{"no passphrase", s(engine.Options{Stanza: "demo", Storage: m}), engine.PushOptions{Path: file}, repo.ErrFormat, []string{"archive.info", "encrypted"}},
+		{"wrong passphrase", s(engine.Options{Stanza: "demo", Storage: m, Pass: "wrong"}), engine.PushOptions{Path: file}, engine.ErrPassphrase, []string{"archive.info", "with another one"}},
+		{"no passphrase", s(engine.Options{Stanza: "demo", Storage: m}), engine.PushOptions{Path: file}, engine.ErrPassphrase, []string{"archive.info", "is encrypted"}},
 		{"no repository", s(engine.Options{Stanza: "demo", Storage: nowhere, Pass: "secret"}), engine.PushOptions{Path: file}, engine.ErrStanzaMissing, []string{nowhere.Root()}},
 		{"no such file", r.stanza(m), engine.PushOptions{Path: "pg_wal/0000000100000000000000FF", DataDir: r.server.dir}, os.ErrNotExist, []string{r.server.dir + "/pg_wal/0000000100000000000000FF"}},
 		{"no WAL", r.stanza(m), engine.PushOptions{Path: r.server.dir + "/PG_VERSION"}, nil, []string{"PG_VERSION", "not the name"}},

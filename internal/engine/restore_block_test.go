@@ -218,3 +218,38 @@ func TestRestoreBlockCollision(t *testing.T) {
 		must(t, s.compare(dir, states[i]))
 	}
 }
+
+// TestRestoreLargeImages: images that are too large to be held are read in pieces, in bundles that several workers share.
+func TestRestoreLargeImages(t *testing.T) {
+	base := filler(77, 5<<20+100)
+	for _, bundle := range []bool{false, true} {
+		for _, block := range []int64{0, 360448} { // 88 KiB, of a file two weeks old
+			t.Run(fmt.Sprintf("bundle=%v/block=%d", bundle, block), func(t *testing.T) {
+				s := newShelf(t, "secret")
+				s.compress, s.bundle, s.block, s.superMax = repo.None, bundle, block, 1<<20
+				var states []map[string]string
+				for i := range 3 {
+					files := s.cluster()
+					for j := range 8 {
+						b := []byte(base)
+						for k := range i {
+							b[(k*7+j)*(len(b)/20)] = 'Z' + byte(k)
+						}
+						files[fmt.Sprintf("pg_data/base/16385/%d", 1000+j)] = string(b)
+					}
+					states = append(states, files)
+				}
+				labels := s.chain(states)
+				dir := filepath.Join(scratch(t), "data")
+				for _, i := range []int{2, 0, 1, 2} {
+					res, _, err := s.restore(t.Context(), s.st, engine.RestoreOptions{Set: labels[i], DataDir: dir, Delta: true})
+					must(t, err)
+					must(t, s.compare(dir, states[i]))
+					if res.Bytes < 8*5<<20 {
+						t.Errorf("%d bytes", res.Bytes)
+					}
+				}
+			})
+		}
+	}
+}

@@ -44,7 +44,7 @@ func (p *RestorePlan) checkTarget(ctx context.Context) error {
 	p.Overwrites = known && (p.o.Delta || p.o.Force)
 	p.Delta = known && p.o.Delta
 	// What an interrupted restore left was perhaps not on disk when the machine went down: its time stamps prove nothing.
-	p.trust = p.Delta && p.o.Force && !left
+	p.trust = p.Delta && p.o.Force && !left && exists(filepath.Join(dir, "global/pg_control"))
 	if (p.o.Delta || p.o.Force) && !known {
 		p.warnOnce(fmt.Sprintf("--delta and --force have no effect: %s has neither PG_VERSION nor %s, so it is no data directory", dir, manifestLeft))
 	}
@@ -199,12 +199,7 @@ func (r *restoreRun) clean(ctx context.Context) error {
 	if !r.Overwrites {
 		return nil
 	}
-	global := filepath.Join(r.DataDir, "global")
-	err := os.Remove(filepath.Join(global, "pg_control"))
-	if err == nil {
-		err = durable.SyncDir(global)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+	if err := r.removeControl(); err != nil {
 		return err
 	}
 	for i := range r.roots {
@@ -234,6 +229,27 @@ func (r *restoreRun) clean(ctx context.Context) error {
 	}
 	r.s.step("restore", "clean", fmt.Sprintf("%d removed", r.removed))
 	return nil
+}
+
+// removeControl takes pg_control away, durably: from here on nothing can start on the directory. Where a link stands in the
+// place of its directory, the link goes and what is behind it stays.
+func (r *restoreRun) removeControl() error {
+	t, rel := r.place(controlName)
+	dir := path.Dir(rel)
+	info, err := t.root.Lstat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case !info.IsDir():
+		rel, dir = dir, path.Dir(dir)
+		r.removed++
+	}
+	if err := t.root.Remove(rel); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return durable.SyncDir(filepath.Join(t.dir, dir))
 }
 
 // cleanDir removes what is in one directory and not in the backup, or of another kind there.
@@ -299,7 +315,7 @@ func (w *restoreWorker) keep(ctx context.Context, t restoreTarget) (kept bool, e
 		return false, err
 	}
 	longer := info.Size() > t.Size
-	if !info.Mode().IsRegular() || info.Size() < t.Size || longer && linkCount(info) > 1 {
+	if !info.Mode().IsRegular() || info.Size() < t.Size || linkCount(info) > 1 { // another name's mode is not ours to change
 		return false, nil
 	}
 	if w.trust && (longer || info.ModTime().Unix() != t.Timestamp || t.Timestamp >= w.m.TimeCopyStart) {

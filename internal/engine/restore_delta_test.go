@@ -62,9 +62,23 @@ func TestRestoreDelta(t *testing.T) {
 			must(t, os.RemoveAll(filepath.Join(dir, "base/16385")))
 			must(t, os.Symlink(outside, filepath.Join(dir, "base/16385")))
 		}},
+		{"pg_control is behind a link to another copy of the cluster", func(t *testing.T, dir, outside string) {
+			must(t, os.RemoveAll(filepath.Join(dir, "global")))
+			must(t, os.Symlink(outside, filepath.Join(dir, "global")))
+		}},
 		{"hard link to a file elsewhere", func(t *testing.T, dir, outside string) {
 			must(t, os.Remove(filepath.Join(dir, big)))
 			must(t, os.Link(filepath.Join(outside, "keep"), filepath.Join(dir, big)))
+		}},
+		{"right, and a second name of a file elsewhere", func(t *testing.T, dir, outside string) {
+			other := outside + "-other"
+			must(t, os.Link(filepath.Join(dir, big), other))
+			must(t, os.Chmod(other, 0o644))
+			t.Cleanup(func() {
+				if info, err := os.Stat(other); err != nil || info.Mode() != 0o644 {
+					t.Errorf("the other name's file: %v %v", info.Mode(), err)
+				}
+			})
 		}},
 		{"what is not in the backup", func(t *testing.T, dir, outside string) {
 			for _, n := range []string{"recovery.signal", "postmaster.opts", "base/777/1", "pg_wal/000000020000000000000009", "tablespace_map"} {
@@ -108,6 +122,7 @@ func TestRestoreDelta(t *testing.T) {
 					must(t, err)
 					outside := filepath.Join(top, "outside")
 					write(t, filepath.Join(outside, "keep"), filler(2, 300_000)[1:]+"!")
+					write(t, filepath.Join(outside, "pg_control"), s.control)
 					before := tree(t, outside)
 					c.do(t, o.DataDir, outside)
 					_, plan, err := s.restore(t.Context(), s.st, o)
@@ -222,6 +237,7 @@ func TestRestoreTrust(t *testing.T) {
 	}{
 		{"a finished restore", func(*shelf, string) {}, true},
 		{"an interrupted restore", func(_ *shelf, dir string) { write(t, filepath.Join(dir, "backup.manifest"), "x") }, false},
+		{"a restore interrupted at its very end", func(_ *shelf, dir string) { must(t, os.Remove(filepath.Join(dir, "global/pg_control"))) }, false},
 		{"another cluster", func(s *shelf, dir string) { s.foreign(t, dir) }, false},
 	} {
 		t.Run(c.what, func(t *testing.T) {

@@ -131,6 +131,9 @@ func (s *Stanza) PlanRestore(ctx context.Context, o RestoreOptions) (*RestorePla
 		DataDir: o.DataDir, Type: o.Type, Target: o.Target, Files: len(m.Files), s: s, o: o, m: m}
 	if m.ArchiveStart == "" && o.Type == TargetDefault {
 		p.Type = TargetNone // an offline backup is consistent as it is
+		if o.ArchiveModeOff || len(o.RecoveryOptions) > 0 {
+			p.warnOnce("the backup is an offline one and restored with --type=none: no settings are written, archive mode and recovery options included; choose a --type to have them")
+		}
 	}
 	for i := range m.Files {
 		p.Bytes += m.Files[i].Size

@@ -362,3 +362,29 @@ func TestRestoreSpool(t *testing.T) {
 		t.Errorf("pg_control could start without backup_label: %v", err)
 	}
 }
+
+// TestRestoreOffline: a backup of a stopped cluster is restored as it was, with no recovery unless it is asked for.
+func TestRestoreOffline(t *testing.T) {
+	s := newShelf(t, "")
+	s.offline = true
+	files := s.cluster()
+	delete(files, "pg_data/backup_label")
+	s.backup(repo.Full, day, files)
+	dir := filepath.Join(scratch(t), "data")
+	_, plan, err := s.restore(t.Context(), s.st, engine.RestoreOptions{DataDir: dir, Type: engine.TargetDefault, ArchiveModeOff: true})
+	must(t, err)
+	if plan.Type != engine.TargetNone || !strings.Contains(strings.Join(plan.Warnings, ""), "archive mode") {
+		t.Errorf("type %s, warnings %q", plan.Type, plan.Warnings)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "global/pg_control")); err != nil || string(b) != s.control {
+		t.Errorf("pg_control was changed: %v", err)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "postgresql.auto.conf")); err != nil || string(b) != files["pg_data/postgresql.auto.conf"] {
+		t.Errorf("%s %v", b, err)
+	}
+	_, _, err = s.restore(t.Context(), s.st, engine.RestoreOptions{DataDir: dir, Type: engine.TargetImmediate, Delta: true})
+	must(t, err)
+	if _, err := os.Stat(filepath.Join(dir, "recovery.signal")); err != nil {
+		t.Error(err)
+	}
+}

@@ -33,6 +33,7 @@ type shelf struct {
 	superMax int64
 
 	owner     string // of everything
+	offline   bool   // backups of a stopped cluster
 	system    uint64
 	control   string
 	databases []repo.Database
@@ -101,6 +102,9 @@ func (s *shelf) backup(typ repo.BackupType, at time.Time, files map[string]strin
 		FileDefault: repo.Owner{User: s.owner, Group: s.owner, Mode: 0o600}, PathDefault: repo.Owner{User: s.owner, Group: s.owner, Mode: 0o700},
 		LinkDefault: repo.Owner{User: s.owner, Group: s.owner}}
 	m.Options.CompressType, m.Options.Online, m.Options.CompressLevel = s.compress, true, repo.DefaultLevel(s.compress)
+	if s.offline {
+		m.ArchiveStart, m.ArchiveStop, m.LSNStart, m.LSNStop, m.Options.Online = "", "", "", "", false
+	}
 	full := repo.Label("")
 	if typ != repo.Full {
 		m.Prior, m.References, full = s.newest.Label, slices.Clone(s.newest.References), s.newest.Label.FullLabel()

@@ -68,6 +68,10 @@ func (s *Stanza) create(ctx context.Context, c pg.Control) (CreateOutcome, error
 			return "", err
 		}
 		return Repaired, nil
+	case aerr != nil && !errors.Is(aerr, fs.ErrNotExist):
+		return "", s.notLoaded(ctx, repo.ArchiveDir(s.o.Stanza)+"/archive.info", aerr)
+	case berr != nil && !errors.Is(berr, fs.ErrNotExist):
+		return "", s.notLoaded(ctx, repo.BackupDir(s.o.Stanza)+"/backup.info", berr)
 	default:
 		return "", fmt.Errorf("stanza %s: read the info files: %w", s.o.Stanza, errors.Join(aerr, berr))
 	}
@@ -213,18 +217,15 @@ func (s *Stanza) loadInfos(ctx context.Context) (*repo.ArchiveInfo, *repo.Backup
 	}
 	bi, err := repo.LoadBackupInfo(ctx, s.o.Storage, s.o.Stanza, s.o.Pass)
 	if err != nil {
-		return nil, nil, fmt.Errorf("stanza %s: load backup.info: %w", s.o.Stanza, err)
+		return nil, nil, s.notLoaded(ctx, repo.BackupDir(s.o.Stanza)+"/backup.info", err)
 	}
 	return ai, bi, nil
 }
 
 func (s *Stanza) loadArchiveInfo(ctx context.Context) (*repo.ArchiveInfo, error) {
 	ai, err := repo.LoadArchiveInfo(ctx, s.o.Storage, s.o.Stanza, s.o.Pass)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("stanza %s: %w; run: holdfast pg stanza-create --stanza=%s (%w)", s.o.Stanza, ErrStanzaMissing, s.o.Stanza, err)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("stanza %s: load archive.info: %w", s.o.Stanza, err)
+		return nil, s.notLoaded(ctx, repo.ArchiveDir(s.o.Stanza)+"/archive.info", err)
 	}
 	return ai, nil
 }

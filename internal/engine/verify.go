@@ -171,9 +171,11 @@ func (v *verifier) unlisted(ctx context.Context) error {
 func (v *verifier) backup(ctx context.Context, label repo.Label) error {
 	v.s.step("verify", "backup", string(label))
 	name := repo.ManifestPath(v.s.o.Stanza, label)
+	found := len(v.res.Findings)
 	if err := v.copies(ctx, name, label, v.bi.CipherPass); err != nil {
 		return err
 	}
+	found = len(v.res.Findings) - found
 	history := repo.HistoryManifestPath(v.s.o.Stanza, label)
 	if err := repo.CheckHistoryManifest(ctx, v.s.o.Storage, v.s.o.Stanza, label, v.bi.CipherPass); err != nil && ctx.Err() == nil {
 		v.find(label, history, "%v", err)
@@ -183,6 +185,9 @@ func (v *verifier) backup(ctx context.Context, label repo.Label) error {
 		return ctx.Err()
 	}
 	if err != nil {
+		if found == 0 { // whole, with the right checksum, and yet no manifest that may be used
+			v.find(label, name, "%v", err)
+		}
 		v.res.Verdicts = append(v.res.Verdicts, Verdict{Label: label, Status: VerdictManifestMissing})
 		return nil
 	}
