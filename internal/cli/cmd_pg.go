@@ -202,7 +202,7 @@ func (f *pgFlags) compression(cmd *cobra.Command) (repo.CompressType, int, error
 
 func (r *root) pgRestore() *cobra.Command {
 	var f pgFlags
-	c := &cobra.Command{Use: "restore", Short: "restore a backup into an empty data directory", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	c := &cobra.Command{Use: "restore", Short: "restore a backup into an empty data directory, or bring one up to it (--delta)", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		l := newListener(r.env, r.f.json, nil)
 		s, err := f.open(r.env, l)
 		if err != nil {
@@ -248,6 +248,10 @@ func (r *root) pgRestore() *cobra.Command {
 	fl.BoolVar(&f.linkAll, "link-all", false, "restore links of the data directory as links")
 	fl.StringToStringVar(&f.linkMap, "link-map", nil, "path below the data directory=destination")
 	fl.StringToStringVar(&f.recoveryOptions, "recovery-option", nil, "name=value for postgresql.auto.conf")
+	fl.BoolVar(&f.delta, "delta", false, "keep what is in the data directory where it matches the backup, remove what does not belong")
+	fl.BoolVar(&f.force, "force", false, "overwrite what is in the data directory; with --delta: trust sizes and time stamps")
+	fl.StringSliceVar(&f.dbInclude, "db-include", nil, "restore only this database (and the system's); the others become empty shells to be dropped")
+	fl.StringSliceVar(&f.dbExclude, "db-exclude", nil, "make this database an empty shell to be dropped")
 	fl.StringVar(&f.archiveMode, "archive-mode", "preserve", "preserve, or off to keep the restored cluster from archiving")
 	fl.IntVar(&f.processMax, "process-max", runtime.NumCPU(), "workers")
 	fl.BoolVar(&r.f.dryRun, "dry-run", false, "show the plan, change nothing")
@@ -257,7 +261,8 @@ func (r *root) pgRestore() *cobra.Command {
 func (r *root) restoreOptions(f *pgFlags) engine.RestoreOptions {
 	o := engine.RestoreOptions{Set: repo.Label(f.set), DataDir: f.pgPath, Type: engine.TargetType(f.typ), Target: f.target, Exclusive: f.exclusive, Action: f.action, Timeline: f.timeline,
 		RestoreCommand: restoreCommand(r.env.Exe, f.stanza, f.pgPath, f.passFile, []string{f.repoPath}), RecoveryOptions: f.recoveryOptions, ArchiveModeOff: f.archiveMode == "off",
-		TablespaceMap: f.tablespaceMap, TablespaceMapAll: f.tablespaceMapAll, LinkAll: f.linkAll, LinkMap: f.linkMap, ProcessMax: f.processMax}
+		TablespaceMap: f.tablespaceMap, TablespaceMapAll: f.tablespaceMapAll, LinkAll: f.linkAll, LinkMap: f.linkMap, ProcessMax: f.processMax,
+		Delta: f.delta, Force: f.force, DBInclude: f.dbInclude, DBExclude: f.dbExclude}
 	if os.Geteuid() == 0 {
 		o.Owners = true
 		if owner := repositoryOwner([]action.Cluster{{DataDir: f.repoPath}}, &durable.Owner{}); owner != nil {
