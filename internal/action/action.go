@@ -36,9 +36,11 @@ type Options struct {
 	Mode           catalog.Mode
 	RepoDir        string                                    // repository: the separate one (apart) or the staging one (included)
 	OpenRepo       func(dir string) (storage.Storage, error) // a repository below dir, its files owned as PostgreSQL's
-	RepoPass       repo.Secret
-	PGLockDir      string         // lock files shared with pgbackrest
-	PGLockOwner    *durable.Owner // of PGLockDir when it is made; nil: this process
+	RepoPass       repo.Secret                               // of that repository and every other; empty: not encrypted
+	PassFile       string                                    // where archive_command finds RepoPass
+	Tool           *ToolOptions                              // nil: the built-in engine
+	PGLockDir      string                                    // lock files shared with pgbackrest
+	PGLockOwner    *durable.Owner                            // of PGLockDir when it is made; nil: this process
 	Compress       repo.CompressType
 	Level          int
 	ProcessMax     int
@@ -85,7 +87,7 @@ type FilesOptions struct {
 // ParamFile is one small file that goes into the tarball under params/.
 type ParamFile struct {
 	Name string
-	Path string
+	Read func() ([]byte, error) // os.ErrNotExist: it is left out
 }
 
 // App does verbs on one application. One verb at a time; the instance's lock keeps other processes out.

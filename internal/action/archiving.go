@@ -59,15 +59,10 @@ func (a *App) enableCluster(ctx context.Context, c Cluster) (ArchivingResult, er
 	if err != nil {
 		return res, err
 	}
-	control, _, err := pg.ReadControl(ctx, c.DataDir)
-	if err != nil {
+	if err := a.checkTool(c); err != nil {
 		return res, err
 	}
-	res.Outcome, err = s.Create(ctx, control)
-	if errors.Is(err, engine.ErrStanzaMismatch) {
-		res.Outcome, err = s.Upgrade(ctx, control)
-	}
-	if err != nil {
+	if res.Outcome, err = a.createStanza(ctx, c, st); err != nil {
 		return res, err
 	}
 	conn, err := pg.Connect(ctx, c.Conn)

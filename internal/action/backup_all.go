@@ -87,12 +87,16 @@ func (a *App) PlanBackupAll(ctx context.Context) (*BackupPlan, error) {
 }
 
 func (a *App) planCluster(ctx context.Context, c Cluster, st storage.Storage) (*engine.BackupPlan, error) {
+	if err := a.checkTool(c); err != nil {
+		return nil, err
+	}
 	s, err := a.stanza(c.Stanza, st)
 	if err != nil {
 		return nil, err
 	}
-	return s.PlanBackup(ctx, engine.BackupOptions{Type: repo.Full, Conn: c.Conn, DataDir: c.DataDir, Fast: true, Compress: a.o.Compress, Level: a.o.Level,
+	p, err := s.PlanBackup(ctx, engine.BackupOptions{Type: repo.Full, Conn: c.Conn, DataDir: c.DataDir, Fast: true, Compress: a.o.Compress, Level: a.o.Level,
 		ProcessMax: a.o.ProcessMax, ArchiveCheck: true, ArchiveTimeout: a.o.ArchiveTimeout})
+	return p, a.explainPass(err)
 }
 
 // run is one backup_all in progress.
@@ -248,7 +252,14 @@ func (r *run) backupPostgres(ctx context.Context) error {
 		for _, w := range plan.Warnings {
 			r.warn("%s", w)
 		}
-		res, err := plan.Run(ctx)
+		if err := r.handOver(c); err != nil { // before the server archives the WAL of this backup
+			return err
+		}
+		w, err := r.worker(c, r.o.RepoDir, target)
+		if err != nil {
+			return err
+		}
+		res, err := w.Backup(ctx, plan)
 		if err != nil {
 			return err
 		}
@@ -464,7 +475,7 @@ func busPoint(m *eventbus.Marks, s *eventbus.Summary) *catalog.BusPoint {
 func (r *run) finishApplication(ctx context.Context, busOut *outFile) error {
 	r.step("backup_all", "finish", "")
 	for _, p := range r.o.Params {
-		b, err := os.ReadFile(p.Path)
+		b, err := p.Read()
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}

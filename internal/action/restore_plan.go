@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"holdfast/internal/catalog"
+	"holdfast/internal/engine"
 	"holdfast/internal/eventbus"
 	"holdfast/internal/pg"
 	"holdfast/internal/repo"
@@ -160,6 +161,7 @@ func (a *App) PlanRestoreAll(ctx context.Context, o RestoreOptions) (*RestorePla
 	p.application(ctx)
 	p.eventBus(ctx)
 	if p.Set == nil {
+		p.alsoMissing(ctx)
 		return p, ctx.Err()
 	}
 	p.matchCatalogue(ctx)
@@ -328,8 +330,15 @@ func (p *RestorePlan) postgres(ctx context.Context) {
 			p.StopsServer = append(p.StopsServer, fmt.Sprintf("%s (process %d)", c.DataDir, pid))
 		}
 		p.NeedBytes += point.Bytes
-		if err := p.checkRepository(ctx, st, *c, point); err != nil {
+		err := p.checkRepository(ctx, st, *c, point)
+		if errors.Is(err, engine.ErrPassphrase) {
+			err = fmt.Errorf("%w; set pgsql.pgbackrest.cipher_pass to the passphrase that the set was made with (unset it for a set without)", err)
+		}
+		if err != nil {
 			p.missing("PostgreSQL backup: %v", err)
+		}
+		if err := p.checkArchive(ctx, *c); err != nil {
+			p.missing("cluster %s: %v", point.Stanza, err)
 		}
 	}
 	if p.Set.Mode == catalog.Included {
@@ -386,6 +395,29 @@ func (p *RestorePlan) checkRepository(ctx context.Context, st storage.Storage, c
 	}
 	_, err = s.WALObjects(ctx, repo.DB{ID: point.HistoryID, Version: point.Version}, segments)
 	return err
+}
+
+// checkArchive sees to it that the restored server will be able to archive: the configured repository opens, and an
+// external tool can be run.
+func (p *RestorePlan) checkArchive(ctx context.Context, c Cluster) error {
+	if err := p.a.checkTool(c); err != nil {
+		return err
+	}
+	if p.Set.Mode == catalog.Apart { // it is the one that the backup is in
+		return nil
+	}
+	st, err := p.a.repository()
+	if err != nil {
+		return err
+	}
+	s, err := p.a.stanza(c.Stanza, st)
+	if err != nil {
+		return err
+	}
+	if err := s.Belongs(ctx, pg.Control{}); errors.Is(err, engine.ErrPassphrase) {
+		return p.a.explainPass(err)
+	}
+	return nil // what else may be wrong with it is mended, or made
 }
 
 func (a *App) cluster(stanza string) *Cluster {

@@ -146,7 +146,11 @@ func (r *restoreRun) restoreCluster(ctx context.Context, c Cluster, point catalo
 	if plan, err = s.PlanRestore(ctx, opts); err != nil {
 		return err
 	}
-	if _, err := plan.Run(ctx); err != nil {
+	w, err := r.a.worker(c, r.repoDir, st)
+	if err != nil {
+		return err
+	}
+	if err := w.Restore(ctx, plan, opts); err != nil {
 		return err
 	}
 	if err := r.prepareArchive(ctx, c); err != nil {
@@ -211,18 +215,7 @@ func (r *restoreRun) prepareArchive(ctx context.Context, c Cluster) error {
 	if err != nil {
 		return err
 	}
-	s, err := r.a.stanza(c.Stanza, st)
-	if err != nil {
-		return err
-	}
-	control, _, err := pg.ReadControl(ctx, c.DataDir)
-	if err != nil {
-		return err
-	}
-	_, err = s.Create(ctx, control)
-	if errors.Is(err, engine.ErrStanzaMismatch) {
-		_, err = s.Upgrade(ctx, control)
-	}
+	_, err = r.a.createStanza(ctx, c, st)
 	return err
 }
 

@@ -127,11 +127,11 @@ func (a *App) verifyBackup(ctx context.Context, dir, stanza, label string) ([]st
 	if err != nil {
 		return nil, err
 	}
-	s, err := a.stanza(stanza, st)
+	w, err := a.worker(a.clusterOrName(stanza), dir, st)
 	if err != nil {
 		return nil, err
 	}
-	res, err := s.Verify(ctx, engine.VerifyOptions{Set: repo.Label(label), ProcessMax: a.o.ProcessMax})
+	res, err := w.Verify(ctx, engine.VerifyOptions{Set: repo.Label(label), ProcessMax: a.o.ProcessMax})
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -153,7 +153,8 @@ type DeletePlan struct {
 	Last     bool                 `json:"last"` // it is the last restorable set
 	Warnings []string             `json:"warnings,omitempty"`
 
-	a *App
+	a       *App
+	workers []worker // of Backups
 }
 
 // PlanDeleteSet works out what goes with a set. allowLast permits deleting the last complete one.
@@ -201,7 +202,11 @@ func (a *App) PlanDeleteSet(ctx context.Context, id string, allowLast bool) (*De
 			return nil, err
 		}
 		p.Warnings = append(p.Warnings, otherSets(sets, set.ID, rp)...)
-		p.Backups = append(p.Backups, rp)
+		w, err := a.worker(a.clusterOrName(piece.Stanza), piece.Path, st)
+		if err != nil {
+			return nil, err
+		}
+		p.Backups, p.workers = append(p.Backups, rp), append(p.workers, w)
 	}
 	return p, nil
 }
@@ -241,8 +246,8 @@ func (p *DeletePlan) run(ctx context.Context) error {
 			return err
 		}
 	}
-	for _, b := range p.Backups {
-		if err := b.Run(ctx); err != nil {
+	for i, b := range p.Backups {
+		if err := p.workers[i].Remove(ctx, b); err != nil {
 			return err
 		}
 	}

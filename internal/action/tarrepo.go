@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"holdfast/internal/repo"
 	"holdfast/internal/storage"
 	"holdfast/internal/tarball"
 )
@@ -117,20 +118,50 @@ func (t *tarRepo) flush() error {
 	return nil
 }
 
-// copyWAL puts stored WAL objects of the staging repository into the tarball as they are.
+// copyObjects puts stored objects of the staging repository into the tarball as they are.
 func (t *tarRepo) copyObjects(ctx context.Context, names []string) error {
 	for _, name := range names {
 		info, err := t.Storage.Stat(ctx, name)
 		if err != nil {
-			return fmt.Errorf("WAL for the tarball: %w", err)
+			return fmt.Errorf("for the tarball: %w", err)
 		}
 		r, err := t.Storage.Open(ctx, name, 0, -1)
 		if err != nil {
-			return fmt.Errorf("WAL for the tarball: %w", err)
+			return fmt.Errorf("for the tarball: %w", err)
 		}
 		err = t.w.AddStored(repoPrefix+name, 0o640, info.Size, info.ModTime, r)
 		if err = errors.Join(err, r.Close()); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// takeBackup puts a backup that stands in the staging repository into the tarball, as if it had been written there.
+func (t *tarRepo) takeBackup(ctx context.Context, stanza string, label repo.Label) error {
+	info := repo.BackupDir(stanza) + "/backup.info"
+	names := []string{info, info + ".copy"}
+	for o, err := range t.Storage.List(ctx, repo.BackupDir(stanza)+"/"+string(label), storage.ListOptions{Recursive: true}) {
+		if err != nil {
+			return fmt.Errorf("backup %s for the tarball: %w", label, err)
+		}
+		if !o.Dir {
+			names = append(names, o.Name)
+		}
+	}
+	for _, name := range names {
+		if !isMeta(name) {
+			if err := t.copyObjects(ctx, []string{name}); err != nil {
+				return err
+			}
+			continue
+		}
+		b, err := storage.ReadAll(ctx, t.Storage, name, maxOutline)
+		if err != nil {
+			return fmt.Errorf("backup %s for the tarball: %w", label, err)
+		}
+		if err := storage.WriteAll(ctx, t, name, b); err != nil {
+			return err
 		}
 	}
 	return nil

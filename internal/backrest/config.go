@@ -228,12 +228,13 @@ func (c *Config) Words() []string {
 }
 
 // Forward are the options of this command line and environment that another command needs to work on the same stanza
-// elsewhere, where the configuration files can be read but this environment cannot. Secrets are left out.
+// elsewhere, where the configuration files can be read but this environment cannot. Secrets are left out, and how much this
+// run says.
 func (c *Config) Forward(command string) []string {
 	to := commandNamed(command)
 	return c.words(func(at place, v *value) bool {
 		which := at.o.Section != CommandLine || at.o.Name == "stanza" || strings.HasPrefix(at.o.Name, "config")
-		return v.source <= FromEnvironment && at.o.On&to != 0 && which && !at.o.Secret
+		return v.source <= FromEnvironment && at.o.On&to != 0 && which && !at.o.Secret && !strings.HasPrefix(at.o.Name, "log-level-")
 	}, "")
 }
 

@@ -146,9 +146,9 @@ func TestArchiveCommandsParse(t *testing.T) {
 		out := shell(t, "for w in "+strings.NewReplacer("%%", "%", "%p", "PATH", "%f", "NAME").Replace(command)+`; do printf '%s\n' "$w"; done`)
 		return strings.Split(strings.TrimSuffix(out, "\n"), "\n")
 	}
-	push := words(archiveCommand("/opt/my programs/holdfast", "main", odd, odd+"/pg", repo.LZ4, 3))
+	push := words(archiveCommand("/opt/my programs/holdfast", "main", odd, odd+"/pg", odd+"/pass", repo.LZ4, 3))
 	opts, rest, err := parseArchive(push[2], push[3:])
-	if err != nil || push[0] != "/opt/my programs/holdfast" || opts["repo1-path"] != odd || opts["pg1-path"] != odd+"/pg" || opts["compress-level"] != "3" || !slices.Equal(rest, []string{"PATH"}) {
+	if err != nil || push[0] != "/opt/my programs/holdfast" || opts["repo1-path"] != odd || opts["pg1-path"] != odd+"/pg" || opts["repo1-cipher-pass-file"] != odd+"/pass" || opts["compress-level"] != "3" || !slices.Equal(rest, []string{"PATH"}) {
 		t.Errorf("%q: %v %v %v", push, opts, rest, err)
 	}
 	get := words(restoreCommand("/h", "main", odd, odd+"/pass", []string{odd, "/second"}))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -34,34 +35,33 @@ const quietCommands = " help info repo-get repo-ls version "
 // backrestMain answers to pgBackRest's command line, environment and configuration files, with its log and exit codes.
 func backrestMain(ctx context.Context, env *Env) int {
 	r := &backrestRun{env: env, log: newBackrestLog(env)}
-	begun := logOff // the level of the line that says how it ended
+	began, begun := env.Now(), logOff // begun is the level of the lines that say so
 	err := r.parse()
 	if err == nil && (r.c.Help || r.c.Command.String() == "version") {
 		return r.helpOrVersion()
 	}
 	if err == nil {
-		began := env.Now()
 		begun = logInfo
 		if strings.Contains(quietCommands, " "+r.c.Command.String()+" ") {
 			begun = logDebug
 		}
 		r.begin(begun)
-		if err = r.do(ctx); err == nil {
-			r.log.logf(begun, "%s command end: completed successfully (%dms)", r.c.Command, env.Now().Sub(began).Milliseconds())
-		}
+		err = r.do(ctx)
 	}
 	code := backrestCode(err)
+	end := fmt.Sprintf("aborted with exception [%03d]", code)
 	var quiet *quietExit
-	switch {
-	case errors.As(err, &quiet): // what was asked for is not there, which is an answer and not a failure
+	if errors.As(err, &quiet) { // what was asked for is not there, which is an answer and not a failure
 		r.log.at(logInfo, err.Error())
-		r.log.logf(begun, "%s command end: completed successfully", r.c.Command)
-		code = quiet.code
-	case err != nil:
+		code, err = quiet.code, nil
+	} else if err != nil {
 		r.log.logf(logError, "[%03d]: %s", code, err)
-		if begun != logOff {
-			r.log.logf(begun, "%s command end: aborted with exception [%03d]", r.c.Command, code)
-		}
+	}
+	if err == nil {
+		end = fmt.Sprintf("completed successfully (%dms)", env.Now().Sub(began).Milliseconds())
+	}
+	if begun != logOff {
+		r.log.logf(begun, "%s command end: %s", r.c.Command, end)
 	}
 	if err := r.log.close(); err != nil {
 		fmt.Fprintf(env.Stderr, "WARN: close log file: %v\n", err)
@@ -215,14 +215,18 @@ func (r *backrestRun) eachRepo(ctx context.Context, code int, do func(ctx contex
 	return nil
 }
 
-// conn is how the server of pg<key> is reached. Without pg-socket-path it is PostgreSQL's own default.
+// conn is how the server of pg<key> is reached. What is not set is as PostgreSQL's own
+// programs have it: the user is PGUSER, or who runs us.
 func (r *backrestRun) conn(key int) pg.ConnOptions {
 	o := pg.ConnOptions{Host: r.c.String("pg-socket-path", key), Port: int(r.c.Int("pg-port", key)), User: r.c.String("pg-user", key), Database: r.c.String("pg-database", key)}
 	if o.User == "" {
 		o.User = r.env.Getenv("PGUSER")
 	}
-	if o.User == "" && os.Geteuid() == 0 {
-		o.User = "postgres"
+	if o.User == "" {
+		o.User = "postgres" // for root, who has no role as a rule
+		if u, err := user.Current(); err == nil && os.Geteuid() != 0 {
+			o.User = u.Username
+		}
 	}
 	if o.Host == "" {
 		o.Host = "/var/run/postgresql"

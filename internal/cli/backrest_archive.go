@@ -20,14 +20,6 @@ type quietExit struct {
 func (e *quietExit) Error() string { return e.err.Error() }
 func (e *quietExit) Unwrap() error { return e.err }
 
-// archiveAsync is where asynchronous archiving is going to branch off, for both commands.
-func (r *backrestRun) archiveAsync(context.Context) (done bool, err error) {
-	if !r.c.Bool("archive-async", 0) {
-		return false, nil
-	}
-	return false, coded(codeOption, "option 'archive-async=y' is not done by Holdfast yet\nHINT: set archive-async=n: each segment is then archived by the command itself.")
-}
-
 // compression is the kind and level of the options compress, compress-type and compress-level.
 func (r *backrestRun) compression() (repo.CompressType, int, error) {
 	name := r.c.String("compress-type", 0)
@@ -61,12 +53,18 @@ func (r *backrestRun) archivePush(ctx context.Context) error {
 		return err
 	}
 	name := filepath.Base(o.Path)
-	err = r.eachRepo(ctx, codeCommand, func(ctx context.Context, key int, s *engine.Stanza) error {
-		out, err := s.Push(ctx, o)
-		if err == nil && out.Existed {
-			r.log.logf(logWarn, "WAL file '%s' already exists in the repo%d archive with the same checksum\n"+
-				"HINT: this is valid in some recovery scenarios but may also indicate a problem.", name, key)
+	if limit := r.c.Int("archive-push-queue-max", 0); limit > 0 && o.DataDir != "" {
+		full, err := engine.QueueExceeds(filepath.Join(o.DataDir, "pg_wal"), limit)
+		if err != nil {
+			return err
 		}
+		if full {
+			r.log.logf(logWarn, "dropped WAL file '%s' because archive queue exceeded %s\nHINT: the archive has a gap from here on; make a new backup.", name, engine.Size(limit))
+			return nil
+		}
+	}
+	err = r.eachRepo(ctx, codeCommand, func(ctx context.Context, _ int, s *engine.Stanza) error {
+		_, err := s.Push(ctx, o)
 		return err
 	})
 	if err == nil {

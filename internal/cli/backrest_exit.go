@@ -107,5 +107,9 @@ func backrestCode(err error) int {
 			return c.code
 		}
 	}
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return codeOpen
+	}
 	return codeUnknown
 }

@@ -233,7 +233,7 @@ func (r *backrestRun) repoGet(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = engine.RepoGet(ctx, st, r.pass(key), name, r.c.Bool("raw", 0), r.env.Stdout)
+	err = engine.RepoGet(ctx, st, r.pass(key), name, engine.RepoGetOptions{Raw: r.c.Bool("raw", 0)}, r.env.Stdout)
 	if r.c.Bool("ignore-missing", 0) && backrestCode(err) == codeMissing {
 		return &quietExit{1, err}
 	}

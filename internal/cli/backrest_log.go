@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -45,6 +46,7 @@ type backrestLog struct {
 	mu     sync.Mutex
 	target *os.File // nil: no log file
 	broken bool     // the log file could not be written, and this was said
+	warned []string // warnings so far: a plan and its run may say the same
 }
 
 // newBackrestLog is the log before any configuration is known.
@@ -126,11 +128,24 @@ func (l *backrestLog) logf(level int, format string, a ...any) {
 	l.at(level, fmt.Sprintf(format, a...))
 }
 
+// warn logs a warning, once.
+func (l *backrestLog) warn(text string) {
+	l.mu.Lock()
+	again := slices.Contains(l.warned, text)
+	if !again {
+		l.warned = append(l.warned, text)
+	}
+	l.mu.Unlock()
+	if !again {
+		l.at(logWarn, text)
+	}
+}
+
 // on logs an event of the engine.
 func (l *backrestLog) on(e engine.Event) {
 	switch e := e.(type) {
 	case engine.Warning:
-		l.at(logWarn, e.Text)
+		l.warn(e.Text)
 	case engine.Step:
 		l.at(logInfo, e.String())
 	case engine.FileDone:

@@ -12,7 +12,7 @@ import (
 
 // neutralOptions cannot change anything here. There is one process without sub-processes, no channel between hosts and no
 // buffer to choose; what they set for the original has no counterpart.
-const neutralOptions = "allow-root archive-get-queue-max archive-missing-retry archive-push-batch-size beta buffer-size cmd cmd-ssh " +
+const neutralOptions = "allow-root archive-push-batch-size beta buffer-size cmd cmd-ssh " +
 	"compress-level-network db-timeout exec-id io-timeout job-retry job-retry-interval log-subprocess neutral-umask priority " +
 	"protocol-timeout sck-block sck-keep-alive stop-auto tcp-keep-alive-count tcp-keep-alive-idle tcp-keep-alive-interval " +
 	"tls-cipher-12 tls-cipher-13 verbose"
@@ -37,7 +37,6 @@ var refusedOptions = []struct {
 	{"repo-block-age-map", "", "the sizes of blocks are chosen as the original does by default; remove the option"},
 	{"repo-block-checksum-size-map", "", "the sizes of blocks are chosen as the original does by default; remove the option"},
 	{"repo-block-size-*", "", "the sizes of blocks are chosen as the original does by default; remove the option"},
-	{"archive-push-queue-max", "", "WAL is never dropped; remove the option and watch the disk of pg_wal"},
 	{"archive-mode-check", "y", "archive_mode=always archives every segment twice; set archive_mode=on on the standby"},
 	{"page-header-check", "y", "run with --no-checksum-page to leave the pages of an encrypted cluster unchecked"},
 	{"tls-server-*", "", "there is no server; commands work on the host they are run on"},

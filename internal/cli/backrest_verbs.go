@@ -50,7 +50,7 @@ func (r *backrestRun) backup(ctx context.Context) error {
 		return err
 	}
 	for _, w := range plan.Warnings {
-		r.log.at(logWarn, w)
+		r.log.warn(w)
 	}
 	if plan.Prior != "" {
 		r.log.logf(logInfo, "last backup label = %s", plan.Prior)
@@ -146,7 +146,7 @@ func (r *backrestRun) restore(ctx context.Context) error {
 			continue
 		}
 		for _, w := range plan.Warnings {
-			r.log.at(logWarn, w)
+			r.log.warn(w)
 		}
 		r.log.logf(logInfo, "repo%d: restore backup set %s", key, plan.Label)
 		res, err := plan.Run(ctx)

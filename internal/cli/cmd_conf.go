@@ -99,7 +99,7 @@ func (e *Env) printJSON(v any) error {
 func ofThisHost(name string) bool {
 	switch name {
 	case string(conf.KeyRestoreFile), string(conf.KeyEBRestoreFile), string(conf.KeyDataDumpDir), string(conf.KeyDataTempDir), string(conf.KeyClusters),
-		string(conf.KeyBusBrokers), string(conf.KeyRepoDir), string(conf.KeyPostScript), string(conf.KeyToolPath):
+		string(conf.KeyBusBrokers), string(conf.KeyRepoDir), string(conf.KeyPostScript), string(conf.KeyToolPath), string(conf.KeyCipherPass):
 		return true
 	}
 	return false

@@ -35,7 +35,7 @@ type pgFlags struct {
 
 	rebuild                                                                bool
 	delta, bundle, block, hardlink, noResume, noOnline, force, archiveCopy bool
-	bundleSize, bundleLimit                                                int64
+	bundleSize, bundleLimit, rate                                          int64
 	standby, standbyPath, standbyHost                                      string
 	standbyPort                                                            int
 	dbInclude, dbExclude                                                   []string
@@ -107,7 +107,7 @@ func (r *root) pgBackup() *cobra.Command {
 		o := engine.BackupOptions{Type: repo.BackupType(f.typ), Conn: f.conn(), DataDir: f.pgPath, Fast: f.fast, ProcessMax: f.processMax, ArchiveCheck: !f.noArchiveCheck,
 			ArchiveTimeout: f.archiveTimeout, Exclude: f.exclude, Annotations: f.annotations, ArchiveCopy: f.archiveCopy,
 			Delta: f.delta, Bundle: f.bundle, BundleSize: f.bundleSize << 20, BundleLimit: f.bundleLimit << 20, Block: f.block, Hardlink: f.hardlink, Resume: !f.noResume,
-			Offline: f.noOnline, Force: f.force, Standby: engine.StandbyMode(f.standby), StandbyDataDir: f.standbyPath,
+			Rate: f.rate << 20, Offline: f.noOnline, Force: f.force, Standby: engine.StandbyMode(f.standby), StandbyDataDir: f.standbyPath,
 			StandbyConn: pg.ConnOptions{Host: f.standbyHost, Port: f.standbyPort, User: f.user}}
 		switch f.standby {
 		case "n":
@@ -176,6 +176,7 @@ func (r *root) pgBackup() *cobra.Command {
 	fl.BoolVar(&f.noResume, "no-resume", false, "do not take over what an interrupted full backup left")
 	fl.BoolVar(&f.noOnline, "no-online", false, "the server is stopped: copy its files without asking it")
 	fl.BoolVar(&f.force, "force", false, "with --no-online: although there is a postmaster.pid")
+	fl.Int64Var(&f.rate, "rate", 0, "MiB of the cluster's files read per second at most; 0: no limit")
 	fl.BoolVar(&f.archiveCopy, "archive-copy", false, "store the WAL that the backup needs in it")
 	fl.StringVar(&f.standby, "backup-standby", "n", "y: read most files from the standby pg2; prefer: if it answers")
 	fl.StringVar(&f.standbyPath, "pg2-path", "", "data directory of the standby, on this host")

@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"holdfast/internal/action"
 	"holdfast/internal/catalog"
@@ -21,7 +19,6 @@ import (
 	"holdfast/internal/instance"
 	"holdfast/internal/pg"
 	"holdfast/internal/repo"
-	"holdfast/internal/storage"
 )
 
 // pgLockDir is pgbackrest's default lock-path: both tools then never work on one stanza at once.
@@ -85,7 +82,7 @@ func openApp(env *Env, root string, l *listener) (*wired, error) {
 	o := action.Options{Root: in.Root(), DumpDir: in.Resolve(values.Path(conf.KeyDataDumpDir)), TempDir: in.Resolve(values.Path(conf.KeyDataTempDir)),
 		LockPath: filepath.Join(in.LockDir(), "instance.lock"), JournalPath: filepath.Join(in.LockDir(), "restore.json"), LogDir: in.LogDir(),
 		Program: programVersion(), ExecID: env.ExecID, PGLockDir: stanzaLocks(in), Owner: owner, Now: env.Now, Events: l.on,
-		ArchiveTimeout: values.Duration(conf.KeyArchiveTimeout), Params: params(in),
+		ArchiveTimeout: values.Duration(conf.KeyArchiveTimeout), Params: params(in, st),
 		ImportParams: func(ctx context.Context, dir string) ([]string, error) { return importParams(ctx, st, dir) }}
 	if o.Host, err = os.Hostname(); err != nil {
 		return nil, err
@@ -145,111 +142,6 @@ func wireClusters(env *Env, w *wired, o *action.Options) error {
 	return nil
 }
 
-// wireRepository: the separate repository, or the staging one beside the tarballs, and how it is written.
-func wireRepository(env *Env, w *wired, o *action.Options) error {
-	if !w.values.Bool(conf.KeyEnablePgbackrest) {
-		return &refusedError{"alation.feature_flags.enable_pgbackrest is False: pg_probackup is not driven by this version; run: alation_conf alation.feature_flags.enable_pgbackrest -s True"}
-	}
-	if tool := w.values.Path(conf.KeyToolPath); tool != "" {
-		return &refusedError{"pgsql.backup.tool_path is set: an external pgbackrest is not driven by this version; run: alation_conf --unset pgsql.backup.tool_path"}
-	}
-	o.Mode, o.RepoDir = catalog.Apart, w.in.Resolve(w.values.Path(conf.KeyRepoDir))
-	if w.values.Bool(conf.KeyPgbackupCompression) {
-		o.Mode, o.RepoDir = catalog.Included, filepath.Join(w.in.BackupDir(), "backup/pgbackrest")
-	}
-	if w.values.Bool(conf.KeyRedundancyEnabled) {
-		return &refusedError{"pgsql.pgbackrest.redundancy.enabled is True: copying to external storage is not done by this version; run: alation_conf pgsql.pgbackrest.redundancy.enabled -s False"}
-	}
-	var err error
-	if o.Compress, err = repo.ParseCompressType(w.values.String(conf.KeyCompressType)); err != nil {
-		return err
-	}
-	o.Level = w.values.Int(conf.KeyCompressLevel)
-	if lo, hi := repo.LevelRange(o.Compress); o.Level < lo || o.Level > hi {
-		o.Level = repo.DefaultLevel(o.Compress)
-	}
-	o.ProcessMax = w.values.Int(conf.KeyProcessMax)
-	if o.ProcessMax == 0 {
-		o.ProcessMax = runtime.NumCPU()
-	}
-	pass, err := w.values.Secret(conf.KeyCipherPass)
-	if err != nil {
-		return err
-	}
-	if !pass.Empty() {
-		// archive-push gets its options from archive_command, which PostgreSQL shows to its users: no place for a secret.
-		return &refusedError{"pgsql.pgbackrest.cipher_pass is set: encrypted repositories are not written by this version; run: alation_conf --unset pgsql.pgbackrest.cipher_pass"}
-	}
-	clusterOwner := repositoryOwner(o.Clusters, o.Owner)
-	o.OpenRepo = func(dir string) (storage.Storage, error) { return openPosix(dir, clusterOwner) }
-	if os.Geteuid() == 0 {
-		o.PGLockOwner = clusterOwner
-	}
-	for i := range o.Clusters {
-		c := &o.Clusters[i]
-		c.ArchiveCommand = archiveCommand(w.programPath(env), c.Stanza, o.RepoDir, c.DataDir, o.Compress, o.Level)
-		c.RestoreCommand = func(dirs ...string) string { return restoreCommand(w.programPath(env), c.Stanza, c.DataDir, "", dirs) }
-	}
-	return nil
-}
-
-// programPath is the program that archive_command names: the one installed in the instance, else this one.
-func (w *wired) programPath(env *Env) string {
-	installed := filepath.Join(w.in.Dir(), "usr/local/lib/holdfast/holdfast")
-	if info, err := os.Stat(installed); err == nil && info.Mode().IsRegular() {
-		return installed
-	}
-	return env.Exe
-}
-
-// openPosix opens a repository directory; owner nil: this process's own.
-func openPosix(dir string, owner *durable.Owner) (storage.Storage, error) {
-	if os.Geteuid() != 0 {
-		owner = nil
-	}
-	return storage.NewPosix(dir, storage.PosixOptions{Owner: owner})
-}
-
-// repositoryOwner: archive-push runs as PostgreSQL's user and has to write where we do.
-func repositoryOwner(clusters []action.Cluster, fallback *durable.Owner) *durable.Owner {
-	for _, c := range clusters {
-		if info, err := os.Stat(c.DataDir); err == nil {
-			if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 {
-				return &durable.Owner{UID: int(st.Uid), GID: int(st.Gid)}
-			}
-		}
-	}
-	return fallback
-}
-
-// archiveCommand is self-contained: PostgreSQL's user need not read the parameter store, and no secret is in it.
-func archiveCommand(exe, stanza, repoDir, dataDir string, c repo.CompressType, level int) string {
-	return strings.Join([]string{shellQuote(exe), "pg", "archive-push", "--stanza=" + stanza, shellQuote("--repo1-path=" + repoDir), shellQuote("--pg1-path=" + dataDir),
-		"--compress-type=" + string(c), "--compress-level=" + strconv.Itoa(level), `"%p"`}, " ")
-}
-
-func restoreCommand(exe, stanza, dataDir, passFile string, dirs []string) string {
-	words := []string{shellQuote(exe), "pg", "archive-get", "--stanza=" + stanza, shellQuote("--pg1-path=" + dataDir)}
-	if passFile != "" {
-		words = append(words, shellQuote("--repo1-cipher-pass-file="+passFile))
-	}
-	for i, d := range dirs {
-		words = append(words, shellQuote(fmt.Sprintf("--repo%d-path=%s", i+1, d)))
-	}
-	return strings.Join(append(words, "%f", `"%p"`), " ")
-}
-
-// shellQuote leaves plain words as they are. A percent sign is doubled: PostgreSQL replaces %p, %f and %%.
-func shellQuote(s string) string {
-	s = strings.ReplaceAll(s, "%", "%%")
-	if s != "" && strings.IndexFunc(s, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_./=:,+@%", r)
-	}) < 0 {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-}
-
 // wireFiles: directories below the root, named in the tarball by their paths.
 func wireFiles(_ *Env, w *wired, o *action.Options) error {
 	used := map[string]bool{}
@@ -276,7 +168,7 @@ func wireFiles(_ *Env, w *wired, o *action.Options) error {
 	}
 	slices.SortFunc(o.Files.Trees, func(a, b catalog.Tree) int { return strings.Compare(a.Path, b.Path) })
 	o.Files.Exclude = w.values.List(conf.KeyFilesExclude)
-	o.Files.SkipDirs = []string{w.in.CatalogDir(), w.in.LockDir()}
+	o.Files.SkipDirs = []string{w.in.CatalogDir(), w.in.LockDir(), w.in.ArchiverDir()}
 	names, err := w.in.Accounts()
 	if err == nil && names != nil {
 		o.Files.UserName, o.Files.GroupName, o.Files.UserID, o.Files.GroupID = names.UserName, names.GroupName, names.UserID, names.GroupID
@@ -317,9 +209,11 @@ func wireCatalog(_ *Env, w *wired, o *action.Options) error {
 	return nil
 }
 
-// params are the files of the parameter store that travel in the tarball.
-func params(in *instance.Instance) []action.ParamFile {
-	return []action.ParamFile{{Name: "conf.json", Path: in.ConfPath()}, {Name: "conf.key", Path: in.KeyPath()}}
+// params are the files of the parameter store that travel in the tarball. The repository's passphrase stays behind: beside
+// the key that opens it, it would give away the very backup that it protects.
+func params(in *instance.Instance, st *conf.Store) []action.ParamFile {
+	return []action.ParamFile{{Name: "conf.json", Read: func() ([]byte, error) { return st.Without(string(conf.KeyCipherPass)) }},
+		{Name: "conf.key", Read: func() ([]byte, error) { return os.ReadFile(in.KeyPath()) }}}
 }
 
 // stanzaFlags are the options that every engine verb shares, with pgBackRest's names.

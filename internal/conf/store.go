@@ -140,6 +140,19 @@ func (s *Store) Set(ctx context.Context, pairs []Pair) ([]Entry, error) {
 	return s.change(ctx, pairNames(pairs), func(f *file) error { return s.apply(f, pairs) })
 }
 
+// Without is the file's content with some parameters left out, for copies that must not carry them. A missing file is
+// fs.ErrNotExist.
+func (s *Store) Without(names ...string) ([]byte, error) {
+	f, err := readFile(s.o.Path)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		delete(f.values, name)
+	}
+	return f.encode()
+}
+
 // Unset gives parameters their default again: all of names or, on any error, none. A name that only a newer version
 // knows can be removed too.
 func (s *Store) Unset(ctx context.Context, names []string) ([]Entry, error) {

@@ -50,9 +50,7 @@ func (s *Stanza) annotate(ctx context.Context, label repo.Label, notes map[strin
 			now[key] = value
 		}
 	}
-	if !changed && maps.Equal(now, line.Annotations) {
-		return nil
-	}
+	changed = changed || !maps.Equal(now, line.Annotations)
 	line.Annotations = now
-	return repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass)
+	return s.saveBackupInfo(ctx, bi, changed)
 }

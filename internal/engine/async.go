@@ -262,12 +262,7 @@ func (s *Spool) overflow(out string, ready []string, o QueueOptions) (dropped bo
 	if o.QueueMax <= 0 {
 		return false, "", nil
 	}
-	var waiting int64
-	for _, name := range ready {
-		if info, err := os.Stat(filepath.Join(o.WALDir, name)); err == nil {
-			waiting += info.Size()
-		}
-	}
+	waiting := waitingBytes(o.WALDir, ready)
 	if waiting > o.QueueMax {
 		for _, name := range ready {
 			text := fmt.Sprintf("0\ndropped WAL file '%s' because archive queue exceeded %s: the archive has a gap from here on; make a new backup\n", name, Size(o.QueueMax))
@@ -283,6 +278,25 @@ func (s *Spool) overflow(out string, ready []string, o QueueOptions) (dropped bo
 		}
 	}
 	return false, "", nil
+}
+
+// QueueExceeds reports whether more than limit bytes of WAL wait to be archived: then archive-push gives WAL up instead of
+// letting the disk fill. limit 0: never.
+func QueueExceeds(walDir string, limit int64) (bool, error) {
+	if limit <= 0 {
+		return false, nil
+	}
+	ready, err := readySegments(walDir)
+	return err == nil && waitingBytes(walDir, ready) > limit, err
+}
+
+func waitingBytes(walDir string, names []string) (n int64) {
+	for _, name := range names {
+		if info, err := os.Stat(filepath.Join(walDir, name)); err == nil {
+			n += info.Size()
+		}
+	}
+	return n
 }
 
 // pushBatch pushes files with several workers; after the first failure nothing new is begun.

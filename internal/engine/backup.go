@@ -40,6 +40,7 @@ type BackupOptions struct {
 	Block         bool  // block incremental: store the blocks that changed instead of whole files
 	Hardlink      bool  // link unchanged files into a diff or incr; only on a file system, not with Bundle
 	Resume        bool  // a full backup takes over what an interrupted one left
+	Rate          int64 // bytes of original files read per second, by all workers together; 0: no limit
 	SaveThreshold int64 // bytes copied between two saves of the unfinished manifest; 0: 1 GiB
 
 	Offline bool // the server is stopped: no session, no WAL
@@ -281,13 +282,14 @@ type backupRun struct {
 	newest  repo.Label     // the label must sort after it
 	resume  *repo.Manifest // of an interrupted run that this one takes over
 	delta   bool           // time stamps are not trusted
+	rate    *rate
 	start   pg.BackupStarted
 	tli     uint32
 	res     BackupResult
 }
 
 func (p *BackupPlan) run(ctx context.Context) (*BackupResult, error) {
-	r := &backupRun{BackupPlan: p, began: p.s.o.Now()}
+	r := &backupRun{BackupPlan: p, began: p.s.o.Now(), rate: newRate(p.o.Rate, p.s.o.Now)}
 	if err := r.prepare(ctx); err != nil {
 		return nil, err
 	}

@@ -336,6 +336,9 @@ func (w *fileWork) pump(ctx context.Context, dst io.Writer, n int) error {
 		if n == 0 {
 			return nil
 		}
+		if err := w.rate.wait(ctx, n); err != nil {
+			return err
+		}
 		if w.pages != nil {
 			if _, err := w.pages.Write(w.buf[:n]); err != nil {
 				return err

@@ -186,6 +186,17 @@ func (s *Stanza) removeObjects(ctx context.Context, names []string) error {
 	return nil
 }
 
+// saveBackupInfo saves backup.info when it changed, or when a run that died between the file and its copy left them different.
+func (s *Stanza) saveBackupInfo(ctx context.Context, bi *repo.BackupInfo, changed bool) error {
+	if !changed {
+		faults, err := repo.CheckCopies(ctx, s.o.Storage, repo.BackupDir(s.o.Stanza)+"/backup.info", s.o.Pass)
+		if err != nil || len(faults) == 0 {
+			return err
+		}
+	}
+	return repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass)
+}
+
 // removeManifest makes a backup cease to exist. The copy goes first: alone, it would be an unfinished backup's.
 func (s *Stanza) removeManifest(ctx context.Context, l repo.Label) error {
 	name := repo.ManifestPath(s.o.Stanza, l)

@@ -67,6 +67,10 @@ func randomHistory(rnd *rand.Rand, now time.Time, odd bool) *history {
 // cluster adds backups and WAL of one history id from at on.
 func (h *history) cluster(rnd *rand.Rand, db repo.DB, at *time.Time, odd bool) {
 	p := point{1, rnd.IntN(600)}
+	for range rnd.IntN(3) { // archived before the first backup, or without one ever
+		h.segment(db, p, "")
+		p.number++
+	}
 	var set []repo.BackupLine // the last full and what is built on it
 	for range rnd.IntN(9) {
 		*at = at.Add(time.Duration(1+rnd.IntN(200)) * time.Hour / 2)

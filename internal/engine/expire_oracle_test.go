@@ -91,7 +91,7 @@ func (m *model) backups() (archive int, kind repo.BackupType, err error) {
 	byTime := o.FullType == engine.RetainTime
 	fulls := m.alive(repo.Full)
 	if o.Oldest {
-		o.Full, byTime = len(fulls)-1, false
+		o.Full, byTime = max(len(fulls)-1, 0), false
 		archive, kind = o.Full, repo.Full
 	}
 	if o.Set != "" {

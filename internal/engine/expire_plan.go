@@ -284,14 +284,12 @@ func (p *ExpirePlan) run(ctx context.Context) error {
 			return err
 		}
 	}
-	if p.reconciled || len(p.Backups) > 0 {
-		p.bi.Backups = p.kept
-		s.step("expire", "catalogue", "backup.info")
-		if err := repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, p.bi, s.o.Pass); err != nil {
-			return err
-		}
-		s.relinkLatest(ctx, p.bi)
+	p.bi.Backups = p.kept
+	s.step("expire", "catalogue", "backup.info")
+	if err := s.saveBackupInfo(ctx, p.bi, p.reconciled || len(p.Backups) > 0); err != nil {
+		return err
 	}
+	s.relinkLatest(ctx, p.bi)
 	for _, d := range p.Directories {
 		if d.Manifest {
 			if err := s.removeManifest(ctx, d.Label); err != nil {

@@ -78,7 +78,7 @@ func TestExpireTheirs(t *testing.T) {
 	if testing.Short() {
 		t.Skip("needs pgbackrest; run make test")
 	}
-	const n = 80
+	const n = 100
 	now := time.Now().UTC() // retention by time goes by pgbackrest's clock
 	var removed, refused, set, kept int
 	for seed := range n {

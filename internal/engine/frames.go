@@ -91,12 +91,13 @@ func encodeFrames(ctx context.Context, r io.Reader, size int64, spec repo.Stream
 	})
 	for range workers {
 		g.Go(func() error {
+			var frame []byte // is used again: memory that nobody touched before costs more than the copy
 			for x := range packing {
-				out, err := repo.AppendFrame(nil, x.data, spec)
-				if err != nil {
+				var err error
+				if frame, err = repo.AppendFrame(frame[:0], x.data, spec); err != nil {
 					return err
 				}
-				frames[x.n] = out
+				frames[x.n] = bytes.Clone(frame)
 				free.done(x)
 			}
 			return nil

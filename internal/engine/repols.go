@@ -113,27 +113,36 @@ func (l RepoListing) MarshalJSON() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// RepoGet writes one object of the repository to w: decrypted with the passphrase that its kind has (pass is the
-// repository's; the others are found through it) and decompressed by its extension; with raw as it is stored. An object
-// that is not there is fs.ErrNotExist. On an error some of it may have been written. Memory is bounded.
-func RepoGet(ctx context.Context, st storage.Storage, pass repo.Secret, name string, raw bool, w io.Writer) error {
-	name = strings.Trim(name, "/")
-	return wrap(repoGet(ctx, st, pass, name, raw, w), "get %s", name)
+// RepoGetOptions says in which form RepoGet gives an object. The zero value is pgbackrest's: decrypted, not decompressed.
+type RepoGetOptions struct {
+	Raw        bool // as it is stored
+	Decompress bool // also decompressed, by the extension of the name; nothing with Raw
 }
 
-func repoGet(ctx context.Context, st storage.Storage, pass repo.Secret, name string, raw bool, w io.Writer) error {
+// RepoGet writes one object of the repository to w, decrypted with the passphrase that its kind has: pass is the
+// repository's, the others are found through it. An object that is not there is fs.ErrNotExist. On an error some of it may
+// have been written. Memory is bounded.
+func RepoGet(ctx context.Context, st storage.Storage, pass repo.Secret, name string, o RepoGetOptions, w io.Writer) error {
+	name = strings.Trim(name, "/")
+	return wrap(repoGet(ctx, st, pass, name, o, w), "get %s", name)
+}
+
+func repoGet(ctx context.Context, st storage.Storage, pass repo.Secret, name string, o RepoGetOptions, w io.Writer) error {
 	f, err := st.Open(ctx, name, 0, -1)
 	if err != nil {
 		return err
 	}
 	defer f.Close() // only read
-	if raw {
+	spec := repo.StreamSpec{Compress: repo.None}
+	if c, err := repo.ParseCompressType(strings.TrimPrefix(path.Ext(name), ".")); err == nil && o.Decompress && c.Ext() == path.Ext(name) {
+		spec.Compress = c
+	}
+	if o.Raw || pass == "" && !o.Decompress {
 		_, err = io.Copy(w, f)
 		return err
 	}
-	spec := repo.StreamSpec{Compress: repo.None}
-	if c, err := repo.ParseCompressType(strings.TrimPrefix(path.Ext(name), ".")); err == nil && c.Ext() == path.Ext(name) {
-		spec.Compress = c
+	if elem := strings.Split(name, "/"); len(elem) > 4 && elem[0] == "backup" && (elem[3] == "bundle" || path.Ext(name) == ".pgbi") {
+		return errors.New("a bundle or block incremental file holds many pieces, each stored by itself: get it with --raw, or restore the backup")
 	}
 	if spec.Pass, err = objectPass(ctx, st, pass, name); err != nil {
 		return err
@@ -148,10 +157,7 @@ func repoGet(ctx context.Context, st storage.Storage, pass repo.Secret, name str
 //	                  └► backup.info  ─► its pass: manifests ─► their pass: the files of the backup
 func objectPass(ctx context.Context, st storage.Storage, pass repo.Secret, name string) (repo.Secret, error) {
 	elem := strings.SplitN(name, "/", 5)
-	several := len(elem) > 3 && elem[0] == "backup" && (elem[3] == "bundle" || path.Ext(name) == ".pgbi")
 	switch {
-	case several:
-		return "", errors.New("a bundle or block incremental file holds many pieces, each stored by itself: get it with --raw, or restore the backup")
 	case pass == "" || len(elem) < 3:
 		return pass, nil
 	case elem[0] == "archive":

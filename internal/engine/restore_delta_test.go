@@ -238,6 +238,10 @@ func TestRestoreTrust(t *testing.T) {
 		{"a finished restore", func(*shelf, string) {}, true},
 		{"an interrupted restore", func(_ *shelf, dir string) { write(t, filepath.Join(dir, "backup.manifest"), "x") }, false},
 		{"a restore interrupted at its very end", func(_ *shelf, dir string) { must(t, os.Remove(filepath.Join(dir, "global/pg_control"))) }, false},
+		{"files that changed while the backup ran", func(s *shelf, _ string) {
+			s.newest.TimeCopyStart = fileTime.Unix()
+			s.publish(s.newest)
+		}, false},
 		{"another cluster", func(s *shelf, dir string) { s.foreign(t, dir) }, false},
 	} {
 		t.Run(c.what, func(t *testing.T) {

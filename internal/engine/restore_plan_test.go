@@ -388,3 +388,25 @@ func TestRestoreOffline(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRestoreMismatch: stored bytes that decode well and are not the file that the manifest describes.
+func TestRestoreMismatch(t *testing.T) {
+	const name = "pg_data/base/16385/101"
+	for what, change := range map[string]func(f *repo.File){
+		"another SHA-1": func(f *repo.File) { f.SHA1 = strings.Repeat("0", 40) },
+		"too long":      func(f *repo.File) { f.Size-- },
+		"too short":     func(f *repo.File) { f.Size++ },
+	} {
+		for _, compress := range []repo.CompressType{repo.None, repo.ZST} {
+			s := newShelf(t, "")
+			s.compress = compress
+			s.backup(repo.Full, day, s.cluster())
+			change(s.newest.File(name))
+			s.publish(s.newest)
+			_, _, err := s.restore(t.Context(), s.st, engine.RestoreOptions{DataDir: filepath.Join(scratch(t), "data")})
+			if !errors.Is(err, engine.ErrCorrupt) || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "pg verify") {
+				t.Errorf("%s, %s: %v", what, compress, err)
+			}
+		}
+	}
+}

@@ -6,6 +6,7 @@
 //
 //	<root>/etc/holdfast/            instance.json conf.json conf.key shellrc        0755, the key file 0600
 //	<root>/var/lib/holdfast/lock/   locks of runs
+//	<root>/var/lib/holdfast/pgbackrest/  what archive_command reads: passphrase, an external tool's configuration
 //	<root>/usr/local/bin/           holdfast alation_conf alation_action: scripts that set HOLDFAST_ROOT
 //	<root>/usr/local/lib/holdfast/  the program under these names
 //	<root>/etc/init.d/alation       init start stop status shell
@@ -141,6 +142,10 @@ func (i *Instance) KeyPath() string { return i.own("etc/holdfast/conf.key") }
 // LockDir returns the directory of the locks of runs. It is below var/lib, not run: it must outlive a reboot, since the
 // instance's user could not make it again.
 func (i *Instance) LockDir() string { return i.own("var/lib/holdfast/lock") }
+
+// ArchiverDir returns the directory of what PostgreSQL's archive_command and restore_command read. It belongs to
+// PostgreSQL's user.
+func (i *Instance) ArchiverDir() string { return i.own("var/lib/holdfast/pgbackrest") }
 
 // LogDir returns the directory of alation_backup.log.
 func (i *Instance) LogDir() string { return i.own("opt/alation/site/logs") }

@@ -135,7 +135,7 @@ func getCompressor(w io.Writer, spec StreamSpec) (c compressor, pool *sync.Pool,
 	case ZST:
 		effort := zstEffort(spec.Level)
 		pool = &zstEncoders[effort]
-		create = func() (compressor, error) { return newZST(effort) }
+		create = func() (compressor, error) { return newZST(effort, zstWindows[effort]) }
 	case BZ2:
 		return nil, nil, errors.New("bz2 can only be read: set the compression type to zst, lz4 or gz")
 	default:
@@ -217,13 +217,15 @@ func zstEffort(level int) int {
 	return 3
 }
 
-// newZST makes an encoder of single frames without checksum or content size. It works in the caller's goroutine. The
-// window is what libzstd takes for the middle of the effort's levels; with it an encoder needs about 3, 6, 13 and 50 MiB.
-func newZST(effort int) (compressor, error) {
+// zstWindows are what libzstd takes for the middle of the effort's levels, in bytes.
+var zstWindows = [...]int{1 << 20, 2 << 20, 4 << 20, 8 << 20}
+
+// newZST makes an encoder of single frames without checksum or content size. It works in the caller's goroutine. With the
+// windows above an encoder needs about 3, 6, 13 and 50 MiB; more options may make it smaller.
+func newZST(effort, window int, more ...zstd.EOption) (compressor, error) {
 	levels := [...]zstd.EncoderLevel{zstd.SpeedFastest, zstd.SpeedDefault, zstd.SpeedBetterCompression, zstd.SpeedBestCompression}
-	windows := [...]int{1 << 20, 2 << 20, 4 << 20, 8 << 20}
-	return zstd.NewWriter(nil, zstd.WithEncoderLevel(levels[effort]), zstd.WithWindowSize(windows[effort]),
-		zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithZeroFrames(true))
+	return zstd.NewWriter(nil, append(more, zstd.WithEncoderLevel(levels[effort]), zstd.WithWindowSize(window),
+		zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithZeroFrames(true))...)
 }
 
 // A decompressor reads one stored stream to its end. The bytes come from a bufio.Reader that the caller owns, and nothing

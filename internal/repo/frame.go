@@ -13,7 +13,11 @@ import (
 // only the first member (format page, section 8.2).
 func (c CompressType) Frames() bool { return c == ZST || c == LZ4 }
 
-// frameEncoders are zstd encoders that take a whole frame from memory: no window of what went before has to be kept.
+// frameWindow is as far as a match may reach back within a frame, in bytes: that of the largest frames in use.
+const frameWindow = 256 << 10
+
+// frameEncoders are zstd encoders that take a whole frame from memory. They are small, because archive-push makes new ones
+// for every segment and touching fresh memory is a tenth of what it costs.
 var frameEncoders [4]sync.Pool
 
 // AppendFrame compresses p as one frame and appends it to dst. Only for types of which Frames is true; the passphrase and
@@ -24,7 +28,7 @@ func AppendFrame(dst, p []byte, spec StreamSpec) ([]byte, error) {
 		effort := zstEffort(spec.Level)
 		e, ok := frameEncoders[effort].Get().(*zstd.Encoder)
 		if !ok {
-			c, err := newZST(effort)
+			c, err := newZST(effort, frameWindow, zstd.WithLowerEncoderMem(true))
 			if err != nil {
 				return nil, fmt.Errorf("prepare zst compression: %w", err)
 			}
@@ -33,9 +37,6 @@ func AppendFrame(dst, p []byte, spec StreamSpec) ([]byte, error) {
 			}
 		}
 		defer frameEncoders[effort].Put(e)
-		if dst == nil {
-			dst = make([]byte, 0, len(p)/4)
-		}
 		return e.EncodeAll(p, dst), nil
 	case LZ4:
 		buf := bytes.NewBuffer(dst)

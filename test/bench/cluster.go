@@ -25,13 +25,14 @@ type world struct {
 	port       string
 	owner      *user.User
 	credential *syscall.Credential // nil: we already are the bench user
-	ours       tool
+	native     string              // our binary under its own name
+	ours       tool                // our binary under the name pgbackrest
 	theirs     tool
-	bundled    tool  // theirs, small files bundled
 	files      int   // of the cluster
 	bytes      int64 // of the cluster
 	started    bool
 	samples    []sample
+	largest    int64 // bytes of the largest process since total began
 }
 
 func (w *world) say(format string, args ...any) {
@@ -66,22 +67,22 @@ func (w *world) fill() error {
 	if err := w.own(w.dir); err != nil {
 		return err
 	}
-	ours, empty := filepath.Join(w.dir, "holdfast"), filepath.Join(w.dir, "empty.conf")
-	if err := copyProgram(w.set.holdfast, ours); err != nil {
+	empty := filepath.Join(w.dir, "empty.conf")
+	w.native = filepath.Join(w.dir, "holdfast")
+	asTheirs := filepath.Join(w.dir, "pgbackrest")
+	if err := copyProgram(w.set.holdfast, w.native); err != nil {
+		return err
+	}
+	if err := os.Symlink("holdfast", asTheirs); err != nil {
 		return err
 	}
 	if err := os.WriteFile(empty, nil, 0o644); err != nil {
 		return err
 	}
 	w.data, w.locks = filepath.Join(w.dir, "data"), "--lock-path="+filepath.Join(w.dir, "lock")
-	w.ours = tool{name: "holdfast", argv: []string{ours, "pg"}, repo: filepath.Join(w.dir, "repo-holdfast")}
-	w.theirs = tool{
-		name: "pgbackrest", argv: []string{w.set.pgbackrest}, repo: filepath.Join(w.dir, "repo-pgbackrest"),
-		common: []string{
-			"--config=" + empty,
-			"--log-level-file=off", "--log-level-console=error", "--log-level-stderr=off",
-		},
-	}
+	common := []string{"--config=" + empty, "--log-level-file=off", "--log-level-console=error", "--log-level-stderr=off"}
+	w.ours = tool{name: "holdfast", argv: []string{asTheirs}, repo: filepath.Join(w.dir, "repo-holdfast"), common: common}
+	w.theirs = tool{name: "pgbackrest", argv: []string{w.set.pgbackrest}, repo: filepath.Join(w.dir, "repo-pgbackrest"), common: common}
 	return nil
 }
 
@@ -99,14 +100,14 @@ func copyProgram(from, to string) error {
 	return errors.Join(err, dst.Close())
 }
 
-// enoughRoom wants space for the cluster, one repository, one restore and the WAL at the same time.
+// enoughRoom wants space for the cluster, the repositories, one restore and the WAL at the same time.
 func enoughRoom(s *settings) error {
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(s.dir, &st); err != nil {
 		return fmt.Errorf("free space of %s: %w", s.dir, err)
 	}
 	const mib = 1 << 20
-	need := int64(s.scale)*22*mib*3 + int64(s.segments)*16*mib*4 + 1024*mib
+	need := int64(s.scale)*22*mib*4 + int64(s.segments)*16*mib*4 + 1024*mib
 	if free := int64(st.Bavail) * st.Bsize; free < need {
 		return fmt.Errorf("%s has %d MiB free, scale %d needs about %d MiB; use --dir, --scale or --quick",
 			s.dir, free/mib, s.scale, need/mib)
@@ -194,9 +195,7 @@ func (w *world) makeCluster(ctx context.Context) error {
 	if err := w.fresh(filepath.Join(w.dir, "lock")); err != nil {
 		return err
 	}
-	w.theirs.create = w.server()
-	w.bundled = w.theirs
-	w.bundled.name, w.bundled.backup = "pgbackrest bundle", []string{"--repo1-bundle"}
+	w.ours.create, w.theirs.create = w.server(), w.server()
 	_, err = w.exec(ctx, []string{
 		filepath.Join(w.set.pgBin, "initdb"), "-D", w.data, "-U", w.owner.Username, "-A", "trust", "--no-locale", "-E", "UTF8", "-k", "-N",
 	})

@@ -33,7 +33,7 @@ type tool struct {
 	repo   string
 	common []string // options of every verb
 	backup []string // options of backup alone
-	create []string // options of stanza-create: pgbackrest asks the server, we read the control file
+	create []string // options of stanza-create
 }
 
 func (t tool) command(verb string, args ...string) []string {
@@ -87,6 +87,7 @@ func (w *world) exec(ctx context.Context, argv []string, also ...int) (sample, e
 	if usage, ok := state.SysUsage().(*syscall.Rusage); ok {
 		memory = usage.Maxrss * 1024
 	}
+	w.largest = max(w.largest, memory)
 	return sample{Wall: wall, CPU: state.UserTime() + state.SystemTime(), Memory: memory}, nil
 }
 
@@ -104,7 +105,8 @@ func (s *sample) add(o sample) {
 func (w *world) record(what, tool string, round int, s sample) {
 	s.What, s.Tool, s.Round = what, tool, round
 	w.samples = append(w.samples, s)
-	w.say("%-22s %-18s round %d: %6.2f s wall, %6.2f s CPU, %4d MiB", what, tool, round+1, s.Wall.Seconds(), s.CPU.Seconds(), s.Memory>>20)
+	w.say("%-30s %-16s round %d: %6.2f s wall, %6.2f s CPU, %4d MiB, stored %d MiB",
+		what, tool, round+1, s.Wall.Seconds(), s.CPU.Seconds(), s.Memory>>20, s.Stored>>20)
 }
 
 // cold writes back what is dirty and, if we may, drops the caches, so that no run pays for or profits from the last one.
@@ -161,148 +163,6 @@ func (w *world) measureFloor(ctx context.Context) error {
 	return nil
 }
 
-// measureBackup takes a full backup with each tool and restores it, in turns.
-func (w *world) measureBackup(ctx context.Context, kind string) error {
-	for round := range w.set.rounds {
-		for _, t := range order(round, w.ours, w.theirs, w.bundled) {
-			if err := w.backupAndRestore(ctx, t, kind, round); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func (w *world) backupAndRestore(ctx context.Context, t tool, kind string, round int) error {
-	if err := w.freshStanza(ctx, t); err != nil {
-		return err
-	}
-	processes := fmt.Sprintf("--process-max=%d", w.set.processes)
-	opts := append(w.stanza(t), w.server()...)
-	opts = append(opts, "--type=full", "--start-fast", "--no-archive-check", w.locks, processes)
-	opts = append(opts, compression(kind)...)
-	opts = append(opts, t.backup...)
-	if err := w.cold(); err != nil {
-		return err
-	}
-	s, err := w.exec(ctx, t.command("backup", opts...))
-	if err != nil {
-		return err
-	}
-	if _, s.Stored, err = measureTree(t.repo); err != nil {
-		return err
-	}
-	w.record("backup "+kind, t.name, round, s)
-
-	restored := filepath.Join(w.dir, "restored")
-	if err := w.fresh(restored); err != nil {
-		return err
-	}
-	if err := w.cold(); err != nil {
-		return err
-	}
-	s, err = w.exec(ctx, t.command("restore", "--stanza=bench", "--repo1-path="+t.repo, "--pg1-path="+restored, "--type=none", w.locks, processes))
-	if err != nil {
-		return err
-	}
-	w.record("restore "+kind, t.name, round, s)
-	if err := w.compareRestored(restored); err != nil {
-		return fmt.Errorf("what %s restored: %w", t.name, err)
-	}
-	return errors.Join(os.RemoveAll(restored), os.RemoveAll(t.repo))
-}
-
-// compareRestored holds every relation file of the idle cluster to be there with its size. Contents are the interop
-// suite's to prove; this keeps a bench run from praising a restore that left something out.
-func (w *world) compareRestored(dir string) error {
-	base := filepath.Join(w.data, "base")
-	return filepath.WalkDir(base, func(name string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || strings.HasPrefix(d.Name(), "pgsql_tmp") || d.Name() == "pg_internal.init" {
-			return err
-		}
-		rel, err := filepath.Rel(w.data, name)
-		if err != nil {
-			return err
-		}
-		want, err := d.Info()
-		if err != nil {
-			return err
-		}
-		got, err := os.Stat(filepath.Join(dir, rel))
-		if err != nil {
-			return err
-		}
-		if got.Size() != want.Size() {
-			return fmt.Errorf("%s has %d bytes, the cluster's has %d", rel, got.Size(), want.Size())
-		}
-		return nil
-	})
-}
-
-// measureArchive pushes and gets the cluster's own full segments, one invocation each.
-func (w *world) measureArchive(ctx context.Context, kind string) error {
-	segments, err := w.fullSegments()
-	if err != nil {
-		return err
-	}
-	for round := range w.set.rounds {
-		for _, t := range order(round, w.ours, w.theirs) {
-			if err := w.pushAndGet(ctx, t, kind, round, segments); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func (w *world) pushAndGet(ctx context.Context, t tool, kind string, round int, segments []string) error {
-	if err := w.freshStanza(ctx, t); err != nil {
-		return err
-	}
-	opts := append(w.stanza(t), compression(kind)...)
-	var push, get sample
-	for _, name := range segments {
-		s, err := w.exec(ctx, t.command("archive-push", append(opts, name)...))
-		if err != nil {
-			return err
-		}
-		push.add(s)
-	}
-	var err error
-	if _, push.Stored, err = measureTree(t.repo); err != nil {
-		return err
-	}
-	w.record(fmt.Sprintf("push %d × %s", len(segments), kind), t.name, round, push)
-
-	dest := filepath.Join(w.dir, "fetched")
-	for _, name := range segments {
-		s, err := w.exec(ctx, t.command("archive-get", append(w.stanza(t), filepath.Base(name), dest)...))
-		if err != nil {
-			return err
-		}
-		get.add(s)
-		if err := sameFile(name, dest); err != nil {
-			return fmt.Errorf("what %s archive-get brought: %w", t.name, err)
-		}
-		if err := os.Remove(dest); err != nil {
-			return err
-		}
-	}
-	w.record(fmt.Sprintf("get %d × %s", len(segments), kind), t.name, round, get)
-
-	missing := "0000000100000FFF000000AA"
-	var lack sample
-	for range startRuns {
-		s, err := w.exec(ctx, t.command("archive-get", append(w.stanza(t), missing, dest)...), 1)
-		if err != nil {
-			return err
-		}
-		lack.add(s)
-	}
-	w.record(fmt.Sprintf("get missing × %d", startRuns), t.name, round, lack)
-	return os.RemoveAll(t.repo)
-}
-
 // sameFile compares through small buffers: Linux counts the memory that this program has at the time of a fork into the
 // largest size of the process forked, so the bench has to stay smaller than what it measures.
 func sameFile(want, got string) error {
@@ -336,30 +196,10 @@ func sameFile(want, got string) error {
 	}
 }
 
-// startRuns is how often a short invocation is repeated in one sample.
-const startRuns = 20
-
-func (w *world) measureStart(ctx context.Context) error {
-	for round := range w.set.rounds {
-		for _, t := range order(round, w.ours, w.theirs) {
-			var sum sample
-			for range startRuns {
-				s, err := w.exec(ctx, []string{t.argv[0], "version"})
-				if err != nil {
-					return err
-				}
-				sum.add(s)
-			}
-			w.record(fmt.Sprintf("start (version) × %d", startRuns), t.name, round, sum)
-		}
-	}
-	return nil
-}
-
 // measureInstance makes an instance around the cluster and runs backup_all with PostgreSQL inside the tarball and apart.
 // There is no rival to compare with: the report shows memory and how many cores were busy.
 func (w *world) measureInstance(ctx context.Context) error {
-	holdfast := func(words ...string) []string { return append([]string{w.ours.argv[0], "--root", w.dir}, words...) }
+	holdfast := func(words ...string) []string { return append([]string{w.native, "--root", w.dir}, words...) }
 	disks := []string{filepath.Join(w.dir, "disk1"), filepath.Join(w.dir, "disk2")}
 	for _, d := range disks {
 		if err := w.fresh(d); err != nil {

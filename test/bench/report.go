@@ -21,32 +21,53 @@ func (w *world) report(out io.Writer) error {
 	}
 	fmt.Fprintf(b, "# Holdfast beside pgbackrest, %s\n\n", time.Now().UTC().Format("2 January 2006 15:04 MST"))
 	fmt.Fprintf(b, "%s, %s; %d cores; PostgreSQL cluster of %d files, %d MiB; %d processes; %s; medians of %d rounds in turns.\n\n",
-		version(w.ours.argv[0]), version(w.theirs.argv[0]), runtime.NumCPU(), w.files, w.bytes>>20, w.set.processes, caches, w.set.rounds)
-	fmt.Fprintln(b, "CPU is user and system of the process tree, memory the largest process; ratios are holdfast's to the tool of the row, below 1 is better.")
+		version(w.native), version(w.theirs.argv[0]), runtime.NumCPU(), w.files, w.bytes>>20, w.set.processes, caches, w.set.rounds)
+	fmt.Fprintln(b, "CPU is user and system of the process tree, memory the largest process, stored what the repository grew by. Ratios are")
+	fmt.Fprintln(b, "Holdfast's to pgbackrest's, below 1 is better: of the medians, and in brackets of the least wall times.")
+	fmt.Fprintln(b, "Small files are bundled except where it says plain; block is block incremental, which pgbackrest 2.45 does not have.")
 	fmt.Fprintln(b)
-	fmt.Fprintln(b, "| what | tool | wall s (min–max) | CPU s | cores | memory MiB | stored MiB | wall ratio | CPU ratio | memory ratio |")
-	fmt.Fprintln(b, "|---|---|---|---|---|---|---|---|---|---|")
+	fmt.Fprintln(b, "| what | tool | wall s (min–max) | CPU s | cores | memory MiB | stored MiB | wall | CPU | memory | stored |")
+	fmt.Fprintln(b, "|---|---|---|---|---|---|---|---|---|---|---|")
 	for _, what := range w.measured() {
-		ours := w.median(what, w.ours.name)
-		for _, name := range []string{"floor", w.ours.name, w.theirs.name, w.bundled.name} {
+		for _, name := range w.toolsOf(what) {
 			m := w.median(what, name)
-			if m == nil {
-				continue
-			}
-			ratios := " | | "
-			if ours != nil && name != w.ours.name {
-				ratios = fmt.Sprintf("%s | %s | %s", ratio(ours.Wall.Seconds(), m.Wall.Seconds()),
-					ratio(ours.CPU.Seconds(), m.CPU.Seconds()), ratio(float64(ours.Memory), float64(m.Memory)))
-			}
-			stored := ""
+			stored, ratios := "", " | | | "
 			if m.Stored > 0 {
-				stored = fmt.Sprint(m.Stored >> 20)
+				stored = fmt.Sprintf("%.1f", float64(m.Stored)/(1<<20))
+			}
+			if r := w.median(what, w.rival(name)); r != nil {
+				ratios = fmt.Sprintf("%s (%s) | %s | %s | %s", ratio(m.Wall, r.Wall), ratio(m.least, r.least), ratio(m.CPU, r.CPU),
+					ratio(m.Memory, r.Memory), ratio(m.Stored, r.Stored))
 			}
 			fmt.Fprintf(b, "| %s | %s | %.2f (%.2f–%.2f) | %.2f | %.1f | %d | %s | %s |\n", what, m.Tool,
 				m.Wall.Seconds(), m.least.Seconds(), m.most.Seconds(), m.CPU.Seconds(), m.CPU.Seconds()/m.Wall.Seconds(), m.Memory>>20, stored, ratios)
 		}
 	}
 	return b.Flush()
+}
+
+// toolsOf lists who was measured at what: ours first, then by name.
+func (w *world) toolsOf(what string) []string {
+	var names []string
+	for _, s := range w.samples {
+		if s.What == what && !slices.Contains(names, s.Tool) {
+			names = append(names, s.Tool)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// rival is the tool whose figures ours are divided by, "" for none.
+func (w *world) rival(name string) string {
+	rest, ours := strings.CutPrefix(name, w.ours.name)
+	switch {
+	case !ours:
+		return ""
+	case rest == " plain":
+		return w.theirs.name + rest
+	}
+	return w.theirs.name
 }
 
 // measured lists what was measured, in the order of measuring.
@@ -90,11 +111,11 @@ func middle[T ~int64](values []T) T {
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
-func ratio(ours, theirs float64) string {
+func ratio[T ~int64](ours, theirs T) string {
 	if theirs <= 0 {
 		return "–"
 	}
-	return fmt.Sprintf("%.2f", ours/theirs)
+	return fmt.Sprintf("%.2f", float64(ours)/float64(theirs))
 }
 
 // version is a label for the report; a program that does not tell its version is named by its path.

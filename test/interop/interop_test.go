@@ -5,6 +5,7 @@ package interop
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -42,6 +43,12 @@ const stanza = "demo"
 const passphrase = "correct horse battery staple"
 
 func newRig(t *testing.T, version pg.Version, compress string) *rig {
+	return newRigFor(t, pgtest.Options{Version: version, Checksums: true, WALSegMB: 1}, compress)
+}
+
+// newRigFor makes a rig with a cluster of a kind; it archives, and checkpoints only when told.
+func newRigFor(t *testing.T, o pgtest.Options, compress string) *rig {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("needs PostgreSQL and pgbackrest; run make test")
 	}
@@ -55,8 +62,8 @@ func newRig(t *testing.T, version pg.Version, compress string) *rig {
 		t.Fatal(err)
 	}
 	r.repo = filepath.Join(r.dir, "pgbackrest") // pgbackrest's check wants its name in archive_command
-	r.c = pgtest.New(t, pgtest.Options{Version: version, Checksums: true, WALSegMB: 1, Settings: map[string]string{
-		"archive_mode": "on", "wal_level": "replica", "archive_command": "false", "checkpoint_timeout": "1h"}})
+	o.Settings = map[string]string{"archive_mode": "on", "wal_level": "replica", "archive_command": "false", "checkpoint_timeout": "1h", "log_min_error_statement": "panic"}
+	r.c = pgtest.New(t, o)
 	r.conf = filepath.Join(r.dir, "pgbackrest.conf")
 	r.configure(compress)
 	return r
@@ -229,14 +236,21 @@ func postgres(t *testing.T) *syscall.Credential {
 // run runs a program as the server's user.
 func (r *rig) run(name string, args ...string) string {
 	r.t.Helper()
+	out, err := r.try(name, args...)
+	if err != nil {
+		r.t.Fatalf("%s %s: %v\n%s", filepath.Base(name), strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+// try runs a program that may fail.
+func (r *rig) try(name string, args ...string) (string, error) {
+	r.t.Helper()
 	cmd := exec.Command(name, args...)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: postgres(r.t)}
 	out, err := cmd.CombinedOutput()
-	if err != nil {
-		r.t.Fatalf("%s %s: %v\n%s", filepath.Base(name), strings.Join(args, " "), err, out)
-	}
-	return string(out)
+	return string(out), err
 }
 
 func (r *rig) backrest(args ...string) string {
@@ -246,11 +260,32 @@ func (r *rig) backrest(args ...string) string {
 
 func (r *rig) holdfast(verb string, args ...string) string {
 	r.t.Helper()
-	return r.run(r.bin, append(append([]string{"pg", verb, "--stanza=" + stanza, "--repo1-path=" + r.repo, "--lock-path=" + filepath.Join(r.dir, "lock")}, r.secret()...), args...)...)
+	return r.run(r.bin, r.command(verb, args)...)
 }
 
-func (r *rig) server() []string {
-	return []string{"--pg1-path=" + r.c.DataDir(), "--pg1-socket-path=" + r.c.SocketDir(), "--pg1-port=" + strconv.Itoa(r.c.Port()), "--pg1-user=" + r.c.ConnOptions().User, "--archive-timeout=30s"}
+func (r *rig) command(verb string, args []string) []string {
+	return append(append([]string{"pg", verb, "--stanza=" + stanza, "--repo1-path=" + r.repo, "--lock-path=" + filepath.Join(r.dir, "lock")}, r.secret()...), args...)
+}
+
+// warns runs a verb of ours that has to succeed with a warning.
+func (r *rig) warns(warning, verb string, args ...string) {
+	r.t.Helper()
+	out, err := r.try(r.bin, r.command(verb, args)...)
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 3 || !strings.Contains(out, warning) {
+		r.t.Fatalf("%s %s: %v, without the warning %q:\n%s", verb, strings.Join(args, " "), err, warning, out)
+	}
+}
+
+func (r *rig) server() []string { return serverArgs("pg1", r.c.DataDir(), r.c.ConnOptions()) }
+
+// serverArgs lead to a server: pg1 or pg2.
+func serverArgs(as, dir string, o pg.ConnOptions) []string {
+	args := []string{"--" + as + "-path=" + dir, "--" + as + "-socket-path=" + o.Host, "--" + as + "-port=" + strconv.Itoa(o.Port)}
+	if as == "pg1" {
+		args = append(args, "--pg1-user="+o.User, "--archive-timeout=30s")
+	}
+	return args
 }
 
 // archiveWith points archive_command at one of the programs.
@@ -259,8 +294,11 @@ func (r *rig) archiveWith(command string) {
 	r.c.Exec(r.t, "alter system set archive_command = '"+strings.ReplaceAll(command, "'", "''")+"'", "select pg_reload_conf()")
 }
 
-func (r *rig) ourArchive(compress string) {
-	r.archiveWith(fmt.Sprintf("%s pg archive-push --stanza=%s --repo1-path=%s --pg1-path=%s --lock-path=%s/lock --compress-type=%s %s %%p", r.bin, stanza, r.repo, r.c.DataDir(), r.dir, compress, strings.Join(r.secret(), " ")))
+func (r *rig) ourArchive(compress string) { r.archiveWith(r.pushCommand(r.c.DataDir(), compress)) }
+
+// pushCommand is our archive_command for a data directory.
+func (r *rig) pushCommand(dir, compress string) string {
+	return fmt.Sprintf("%s pg archive-push --stanza=%s --repo1-path=%s --pg1-path=%s --lock-path=%s/lock --compress-type=%s %s %%p", r.bin, stanza, r.repo, dir, r.dir, compress, strings.Join(r.secret(), " "))
 }
 
 func (r *rig) fill() {
@@ -424,27 +462,9 @@ func (r *rig) startsWith(rows int64) {
 // start starts a server on a restored directory, on a socket of its own, and waits until recovery has ended.
 func (r *rig) start(dir string) pg.ConnOptions {
 	r.t.Helper()
-	sock := r.dirFor("s-" + filepath.Base(dir))
-	opts := pg.ServerOptions{DataDir: dir, BinDir: r.c.BinDir(), LogFile: filepath.Join(r.dir, filepath.Base(dir)+".log"), Timeout: time.Minute,
-		Args: []string{"-k", sock, "-p", strconv.Itoa(r.c.Port())}}
-	ctx := r.t.Context()
-	if err := pg.Start(ctx, opts); err != nil {
-		r.t.Fatal(err)
-	}
-	r.t.Cleanup(func() {
-		if err := pg.Stop(context.Background(), opts, "immediate"); err != nil {
-			r.t.Error(err)
-		}
-	})
-	conn := r.c.ConnOptions()
-	conn.Host = sock
-	for range 600 {
-		if recovered(ctx, conn) {
-			return conn
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	log, _ := os.ReadFile(opts.LogFile)
-	r.t.Fatalf("recovery did not end:\n%s", log)
-	return conn
+	s := r.server2(dir)
+	s.start(r.t)
+	r.t.Cleanup(func() { s.stop(r.t, "immediate") })
+	s.await(r.t, "select not pg_is_in_recovery()")
+	return s.conn
 }

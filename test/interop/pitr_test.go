@@ -2,80 +2,74 @@ package interop
 
 import (
 	"fmt"
-	"strconv"
 	"testing"
 	"time"
 
 	"holdfast/internal/pg"
 )
 
-// entry is one row of the ledger: the points in time just after it was committed.
-type entry struct {
-	n    int64
-	xid  string
-	lsn  string
-	at   string
-	name string
-}
+var targetTypes = []string{"time", "xid", "lsn", "name"}
 
-// TestPointInTime restores to targets of every type and compares the rows with the ledger's, on 15 and 18.
+// TestPointInTime writes a ledger while backups and archiving run, restores to fifty random targets of every type and
+// compares the rows with the ledger's at that point, on 15 and 18.
 func TestPointInTime(t *testing.T) {
+	const targets = 50
 	for _, v := range []pg.Version{15, 18} {
 		t.Run(v.String(), func(t *testing.T) {
+			t.Parallel()
 			r := newRig(t, v, "zst")
+			r.bundled = true
 			r.holdfast("stanza-create", "--pg1-path="+r.c.DataDir())
 			r.ourArchive("zst")
-			r.fill()
-			r.c.Exec(t, "create table ledger (n int)", "create table before_backup as select 1 as n")
-			r.holdfast("backup", append(r.server(), "--start-fast")...)
+			r.c.Exec(t, ledgerTables...)
+			l := writeLedger(t, r.c.ConnOptions(), nil)
+			for _, typ := range []string{"full", "incr", "diff"} {
+				if v == 15 {
+					r.backup(typ, "ours", "zst")
+				} else {
+					r.backup(typ, "ours", "zst", "--repo1-block")
+				}
+				time.Sleep(1500 * time.Millisecond) // a backup is chosen for a time in a later second than its end
+			}
+			p := r.past(l.stop())
+			r.holdfast("check", r.server()...) // from here on no WAL is on its way
 			r.holdfast("verify")
-			time.Sleep(2 * time.Second) // a backup is chosen for a time in a later second than its end
-			ledger := r.write(8)
-			r.c.Exec(t, "select pg_switch_wal()")
-			r.holdfast("check", r.server()...)
-			targets := 0
-			at := func(typ, target string, want int64, more ...string) {
-				targets++
-				dir, spaces := r.dirFor("pitr"+strconv.Itoa(targets)), r.dirFor("spaces"+strconv.Itoa(targets))
-				args := []string{"--pg1-path=" + dir, "--tablespace-map-all=" + spaces, "--type=" + typ, "--archive-mode=off"}
-				if target != "" {
-					args = append(args, "--target="+target)
-				}
-				if typ != "default" {
-					args = append(args, "--target-action=promote")
-				}
-				r.holdfast("restore", append(args, more...)...)
-				if got := queryInt(t, r.start(dir), "select coalesce(max(n), 0) from ledger"); got != want {
-					t.Errorf("%s %s %v: the ledger ends at %d, not %d", typ, target, more, got, want)
-				}
+			r.c.Stop(t, "fast")
+			for _, typ := range targetTypes {
+				t.Run(typ, func(t *testing.T) {
+					t.Parallel()
+					p.replay(t, typ, p.choose(t, typ, targets))
+				})
 			}
-			at("default", "", ledger[7].n)
-			at("immediate", "", 0)
-			for _, e := range []entry{ledger[1], ledger[5]} {
-				at("time", e.at, e.n)
-				at("lsn", e.lsn, e.n)
-				at("xid", e.xid, e.n)
-				at("name", e.name, e.n)
-			}
-			at("xid", ledger[3].xid, ledger[3].n-1, "--target-exclusive")
-			t.Logf("%d targets on PostgreSQL %s", targets, v)
+			t.Run("ends", func(t *testing.T) {
+				t.Parallel()
+				p.ends(t)
+			})
+			t.Logf("%d targets of each of %d types on PostgreSQL %s, among %d rows and %d backups", targets, len(targetTypes), v, len(p.entries), len(p.backups))
 		})
 	}
 }
 
-// write commits n rows and records the point after each.
-func (r *rig) write(n int) []entry {
-	r.t.Helper()
-	var out []entry
-	for i := 1; i <= n; i++ {
-		e := entry{n: int64(i), name: fmt.Sprintf("point_%d", i)}
-		e.xid = r.c.QueryString(r.t, fmt.Sprintf("with w as (insert into ledger values (%d)) select pg_current_xact_id()::text", i))
-		e.lsn = r.c.QueryString(r.t, "select pg_current_wal_insert_lsn()::text")
-		r.c.Exec(r.t, "select pg_create_restore_point('"+e.name+"')")
-		time.Sleep(20 * time.Millisecond) // the target lies between two commits
-		e.at = r.c.QueryString(r.t, "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')||'+00'")
-		time.Sleep(20 * time.Millisecond)
-		out = append(out, e)
+// ends restores to what has no choice of targets, promoted: the end of the archive, the end of the backup, and just
+// before a transaction.
+func (p *past) ends(t *testing.T) {
+	last, middle := p.entries[len(p.entries)-1], p.choose(t, "xid", 1)[0]
+	r := *p.rig
+	r.t = t
+	for i, c := range []struct {
+		args      []string
+		low, high int64
+	}{
+		{[]string{"--type=default"}, last.n, last.n},
+		{[]string{"--type=immediate", "--target-action=promote"}, 1, last.n - 1},
+		{[]string{"--type=xid", "--target=" + middle.xid, "--target-exclusive", "--target-action=promote", "--set=" + p.newest(t, "xid", middle)}, middle.n - 1, middle.n - 1},
+	} {
+		dir := r.dirFor(fmt.Sprintf("end%d", i))
+		r.holdfast("restore", append(c.args, "--pg1-path="+dir, "--archive-mode=off", "--lock-path="+dir+"-locks")...)
+		conn := r.start(dir)
+		n := queryInt(t, conn, "select coalesce(max(n), 0) from ledger")
+		if got := queryText(t, conn, rows); n < c.low || n > c.high || got != want(n) {
+			t.Errorf("%v: %s, want the rows up to one from %d to %d", c.args, got, c.low, c.high)
+		}
 	}
-	return out
 }

@@ -15,7 +15,7 @@ func connect(ctx context.Context, o pg.ConnOptions) (*pgx.Conn, error) {
 	return pgx.Connect(ctx, fmt.Sprintf("host=%s port=%d user=%s dbname=postgres sslmode=disable", o.Host, o.Port, o.User))
 }
 
-func queryInt(t *testing.T, o pg.ConnOptions, sql string) int64 {
+func queryInt(t testing.TB, o pg.ConnOptions, sql string) int64 {
 	t.Helper()
 	c, err := connect(t.Context(), o)
 	if err != nil {
@@ -30,13 +30,32 @@ func queryInt(t *testing.T, o pg.ConnOptions, sql string) int64 {
 }
 
 func recovered(ctx context.Context, o pg.ConnOptions) bool {
+	return truth(ctx, o, "select not pg_is_in_recovery()")
+}
+
+// truth asks a question; a server that does not answer says no.
+func truth(ctx context.Context, o pg.ConnOptions, sql string) bool {
 	c, err := connect(ctx, o)
 	if err != nil {
 		return false
 	}
 	defer c.Close(ctx)
-	var in bool
-	return c.QueryRow(ctx, "select pg_is_in_recovery()").Scan(&in) == nil && !in
+	var yes bool
+	return c.QueryRow(ctx, sql).Scan(&yes) == nil && yes
+}
+
+func queryText(t testing.TB, o pg.ConnOptions, sql string) string {
+	t.Helper()
+	c, err := connect(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s string
+	err = c.QueryRow(t.Context(), sql).Scan(&s)
+	if err := errors.Join(err, c.Close(context.Background())); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return s
 }
 
 // churn makes, fills and drops a table.

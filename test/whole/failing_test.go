@@ -164,6 +164,7 @@ func TestMissingPieces(t *testing.T) {
 		{"WAL, event bus and catalogue", []string{wal, events, catalogue}, []string{filepath.Base(wal)[:24], filepath.Base(events)}},
 		{"backup and event bus", []string{filepath.Join(w.Repo, "backup"), events}, []string{"backup.info", filepath.Base(events)}},
 		{"both tarballs", []string{tarball, events}, []string{filepath.Base(tarball), filepath.Base(events)}},
+		{"both tarballs and WAL", []string{tarball, events, wal}, []string{filepath.Base(tarball), filepath.Base(events), filepath.Base(wal)[:24]}},
 		{"all", []string{tarball, events, wal, catalogue}, []string{filepath.Base(tarball), filepath.Base(events)}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

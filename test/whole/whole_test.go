@@ -217,53 +217,58 @@ func TestBothModes(t *testing.T) {
 	for mode, apart := range map[string]bool{"included": false, "apart": true} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, apart)
-			want := prove(t, w)
-			s := backup(t, w)
-			names, err := w.Tarballs(true)
-			if err != nil || len(names) != 2 {
-				t.Fatalf("%v %v", names, err)
-			}
-			for _, n := range names {
-				if !regexp.MustCompile(`^[0-9]{12}_[0-9]+-[0-9]+-[0-9]+-[0-9]+_alation_(eb_)?backup\.tar\.gz$`).MatchString(n) {
-					t.Errorf("name %s", n)
-				}
-				info, err := os.Stat(filepath.Join(w.Dump, n))
-				if err != nil || info.Mode().Perm() != 0o600 {
-					t.Errorf("%s: %v %v", n, info.Mode(), err)
-				}
-				if out, err := exec.Command("tar", "tzf", filepath.Join(w.Dump, n)).CombinedOutput(); err != nil {
-					t.Errorf("tar: %v %s", err, out)
-				}
-			}
-			if left, err := os.ReadDir(filepath.Join(w.Root, "data2/tmp")); err != nil || len(left) > 0 {
-				t.Errorf("staging holds %v %v", left, err)
-			}
-			if _, err := os.Stat(filepath.Join(w.Repo, "backup", world.Stanza, "backup.info")); err != nil {
-				t.Error(err)
-			}
-			ok(t, w, "holdfast", "sets", "verify", s.ID)
-			ok(t, w, "holdfast", "sets", "inspect", s.ID)
-			if err := w.Lose(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			restore(t, w, s.ID)
-			same(t, "after the loss", want, prove(t, w))
-			// And again over what is there now, on a later timeline, with a later set.
-			if err := w.Exec(t.Context(), "insert into ledger values (1)"); err != nil {
-				t.Fatal(err)
-			}
-			want = prove(t, w)
-			second := backup(t, w)
-			if err := w.Exec(t.Context(), "drop table t"); err != nil {
-				t.Fatal(err)
-			}
-			restore(t, w, second.ID)
-			same(t, "the second set", want, prove(t, w))
-			ok(t, w, "holdfast", "sets", "verify", s.ID)
-			restore(t, w, s.ID)
+			roundTrip(t, newWorld(t, apart))
 		})
 	}
+}
+
+// roundTrip backs an application up, loses it, restores it, and again over what is there then.
+func roundTrip(t *testing.T, w *world.World) {
+	t.Helper()
+	want := prove(t, w)
+	s := backup(t, w)
+	names, err := w.Tarballs(true)
+	if err != nil || len(names) != 2 {
+		t.Fatalf("%v %v", names, err)
+	}
+	for _, n := range names {
+		if !regexp.MustCompile(`^[0-9]{12}_[0-9]+-[0-9]+-[0-9]+-[0-9]+_alation_(eb_)?backup\.tar\.gz$`).MatchString(n) {
+			t.Errorf("name %s", n)
+		}
+		info, err := os.Stat(filepath.Join(w.Dump, n))
+		if err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v %v", n, info.Mode(), err)
+		}
+		if out, err := exec.Command("tar", "tzf", filepath.Join(w.Dump, n)).CombinedOutput(); err != nil {
+			t.Errorf("tar: %v %s", err, out)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Join(w.Root, "data2/tmp")); err != nil || len(left) > 0 {
+		t.Errorf("staging holds %v %v", left, err)
+	}
+	if _, err := os.Stat(filepath.Join(w.Repo, "backup", world.Stanza, "backup.info")); err != nil {
+		t.Error(err)
+	}
+	ok(t, w, "holdfast", "sets", "verify", s.ID)
+	ok(t, w, "holdfast", "sets", "inspect", s.ID)
+	if err := w.Lose(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	restore(t, w, s.ID)
+	same(t, "after the loss", want, prove(t, w))
+	// And again over what is there now, on a later timeline, with a later set.
+	if err := w.Exec(t.Context(), "insert into ledger values (1)"); err != nil {
+		t.Fatal(err)
+	}
+	want = prove(t, w)
+	second := backup(t, w)
+	if err := w.Exec(t.Context(), "drop table t"); err != nil {
+		t.Fatal(err)
+	}
+	restore(t, w, second.ID)
+	same(t, "the second set", want, prove(t, w))
+	ok(t, w, "holdfast", "sets", "verify", s.ID)
+	restore(t, w, s.ID)
 }
 
 // TestKilledBackup kills backup_all at every step that a run announces; then a normal run works and earlier sets stand.

@@ -1,0 +1,182 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"holdfast/internal/engine"
+	"holdfast/internal/pg"
+	"holdfast/internal/repo"
+)
+
+// asyncChild in the environment makes a process the background one of archive-push or archive-get. It has the same
+// command line, so that what the operator configured is parsed once and by one program.
+const asyncChild = "HOLDFAST_ARCHIVE_ASYNC"
+
+// archiveAsync does archive-push or archive-get through the spool when the configuration asks for it; done: there is
+// nothing left to do.
+func (r *backrestRun) archiveAsync(ctx context.Context) (done bool, err error) {
+	if !r.c.Bool("archive-async", 0) {
+		return false, nil
+	}
+	dataDir := r.c.String("pg-path", 1)
+	if dataDir == "" {
+		return false, coded(codeRequired, fmt.Sprintf("command %s with archive-async requires option: pg1-path\nHINT: does this stanza exist?", r.c.Command))
+	}
+	spool := r.spool()
+	if r.c.Command.String() == "archive-push" {
+		name := filepath.Base(r.c.Params[0])
+		if r.env.Getenv(asyncChild) != "" {
+			return true, r.pushQueue(ctx, spool, dataDir)
+		}
+		if err := asyncError(spool.PushSpooled(ctx, name)); err != nil {
+			return true, err
+		}
+		r.log.logf(logInfo, "pushed WAL file '%s' to the archive asynchronously", name)
+		return true, nil
+	}
+	name := r.c.Params[0]
+	if !pg.IsSegmentName(name) { // history files are few, and asked for when they may not exist
+		return false, nil
+	}
+	control, _, err := pg.ReadControl(ctx, dataDir)
+	if err != nil {
+		return true, err
+	}
+	wanted, err := engine.NextSegments(name, control.WALSegmentSize, r.c.Int("archive-get-queue-max", 0))
+	if err != nil {
+		return true, &codeError{codeParam, err}
+	}
+	if r.env.Getenv(asyncChild) != "" {
+		return true, r.getQueue(ctx, spool, wanted)
+	}
+	dest := r.c.Params[1]
+	if !filepath.IsAbs(dest) {
+		dir, err := r.env.Getwd()
+		if err != nil {
+			return true, err
+		}
+		dest = absolute(dir, dest)
+	}
+	err = spool.GetSpooled(ctx, wanted, dest, r.c.Bool("archive-missing-retry", 0))
+	switch {
+	case errors.Is(err, engine.ErrWALMissing):
+		return true, &quietExit{1, errors.New("unable to find " + name + " in the archive asynchronously")}
+	case err != nil:
+		return true, asyncError(err)
+	}
+	r.log.logf(logInfo, "found %s in the archive asynchronously", name)
+	return true, nil
+}
+
+// spool is the stanza's spool directory.
+func (r *backrestRun) spool() engine.Spool {
+	return engine.Spool{Dir: r.spoolDir(), Timeout: r.c.Duration("archive-timeout", 0), Start: r.startChild,
+		Code: backrestCode, Events: r.log.on}
+}
+
+func (r *backrestRun) spoolDir() string {
+	return filepath.Join(r.c.String("spool-path", 0), "archive", r.c.String("stanza", 0))
+}
+
+// startChild starts the background process in a session of its own: it outlives this one, which PostgreSQL waits for.
+func (r *backrestRun) startChild(context.Context) error {
+	cmd := exec.Command(r.env.Exe, r.env.Args[1:]...)
+	cmd.Args[0] = r.env.Args[0]
+	cmd.Dir = "/"
+	for i, a := range cmd.Args { // it works elsewhere
+		if i > 0 && !strings.HasPrefix(a, "-") && strings.Contains(a, "/") && !filepath.IsAbs(a) {
+			cmd.Args[i] = filepath.Join(r.c.String("pg-path", 1), a)
+		}
+	}
+	cmd.Env = append(r.env.Environ(), asyncChild+"=1", "PGBACKREST_LOG_LEVEL_CONSOLE=off", "PGBACKREST_LOG_LEVEL_STDERR=off")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	return cmd.Process.Release()
+}
+
+// pushQueue is the background process of archive-push.
+func (r *backrestRun) pushQueue(ctx context.Context, spool engine.Spool, dataDir string) error {
+	compress, level, err := r.compression()
+	if err != nil {
+		return err
+	}
+	stanzas, err := r.stanzas()
+	if err != nil {
+		return err
+	}
+	o := engine.QueueOptions{WALDir: filepath.Join(dataDir, "pg_wal"), ProcessMax: int(r.c.Int("process-max", 0)), QueueMax: r.c.Int("archive-push-queue-max", 0),
+		Push: func(ctx context.Context, path string) error {
+			var errs []error
+			for i, s := range stanzas { // every repository has its turn; PostgreSQL asks again until all have the file
+				_, err := s.Push(ctx, engine.PushOptions{Path: path, DataDir: dataDir, Compress: compress, Level: level, HeaderCheck: r.c.Bool("archive-header-check", 0)})
+				if err != nil {
+					errs = append(errs, fmt.Errorf("repo%d: %w", repoKeys(r.c)[i], err))
+				}
+			}
+			return errors.Join(errs...)
+		}}
+	return whenFree(stanzas[0].Locked(func() error { return spool.PushQueue(ctx, o) }))
+}
+
+// getQueue is the background process of archive-get.
+func (r *backrestRun) getQueue(ctx context.Context, spool engine.Spool, wanted []string) error {
+	stanzas, err := r.stanzas()
+	if err != nil {
+		return err
+	}
+	get := func(ctx context.Context, name, dest string) error {
+		var errs []error
+		for _, s := range stanzas {
+			err := s.Get(ctx, engine.GetOptions{Name: name, Dest: dest, DataDir: r.c.String("pg-path", 1)})
+			if err == nil {
+				return nil
+			}
+			if !errors.Is(err, engine.ErrWALMissing) {
+				errs = append(errs, err)
+			}
+		}
+		if len(errs) > 0 {
+			return errors.Join(errs...)
+		}
+		return fmt.Errorf("get %s: %w", name, engine.ErrWALMissing)
+	}
+	return whenFree(stanzas[0].Locked(func() error { return spool.GetQueue(ctx, wanted, int(r.c.Int("process-max", 0)), get) }))
+}
+
+// whenFree: a background process that finds another one at work has nothing to do.
+func whenFree(err error) error {
+	if errors.Is(err, repo.ErrLocked) {
+		return nil
+	}
+	return err
+}
+
+// stanzas opens the stanza on every repository of the command.
+func (r *backrestRun) stanzas() ([]*engine.Stanza, error) {
+	var list []*engine.Stanza
+	for _, key := range repoKeys(r.c) {
+		s, err := r.stanza(r.c.String("stanza", 0), key)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, s)
+	}
+	return list, nil
+}
+
+// asyncError gives what a background process left in the spool its exit code back.
+func asyncError(err error) error {
+	var left *engine.SpoolError
+	if errors.As(err, &left) {
+		return &codeError{left.Code, err}
+	}
+	return err
+}

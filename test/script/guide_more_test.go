@@ -1,0 +1,107 @@
+package script
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/internal/pg"
+)
+
+// TestStandby: a restore makes a standby that follows the primary, and the next backup reads from it.
+func TestStandby(t *testing.T) {
+	r := newRig(t, "repo1-retention-full=2\nlog-level-console=info")
+	r.run("--stanza=demo stanza-create")
+	r.insert("before")
+	r.backup0("--stanza=demo --start-fast backup")
+	r.archive()
+	dir := ownDir(t)
+	socket, data := filepath.Join(dir, "socket"), filepath.Join(dir, "data")
+	if s := r.program("/bin/mkdir", socket); s.code != 0 {
+		t.Fatal(s.errs)
+	}
+	s := r.program(r.name, "--config="+r.conf, "--stanza=demo", "--pg1-path="+data, "--type=standby",
+		fmt.Sprintf("--recovery-option=primary_conninfo=host=%s port=%d user=postgres", r.c.SocketDir(), r.c.Port()), "restore")
+	if s.code != 0 {
+		t.Fatalf("%d\n%s%s", s.code, s.out, s.errs)
+	}
+	standby := pg.ServerOptions{DataDir: data, BinDir: r.c.BinDir(), LogFile: filepath.Join(dir, "log"), Timeout: time.Minute, Args: []string{"-k", socket, "-p", strconv.Itoa(r.c.Port())}}
+	if err := pg.Start(t.Context(), standby); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := pg.Stop(context.Background(), standby, "immediate"); err != nil {
+			t.Error(err)
+		}
+	})
+	for end := time.Now().Add(time.Minute); r.c.QueryString(t, "select count(*)::text from pg_stat_replication where state = 'streaming'") != "1"; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			log, err := os.ReadFile(standby.LogFile)
+			t.Fatalf("the standby does not follow: %v\n%s", err, log)
+		}
+	}
+	has(t, r.want(27, "--stanza=demo --start-fast --backup-standby backup"), "no standby among the pg-path options")
+	r.configure(fmt.Sprintf("repo1-retention-full=2\nlog-level-console=info\nbackup-standby=y\n[demo]\npg2-path=%s\npg2-socket-path=%s\npg2-port=%d\n", data, socket, r.c.Port()))
+	r.insert("from-standby")
+	label := r.backup0("--stanza=demo --start-fast --type=full backup")
+	has(t, r.run("repo-get backup/demo/"+label+"/backup.manifest"), "option-backup-standby=true")
+	r.archive()
+	r.lose()
+	r.run("--stanza=demo --set=" + label + " --type=immediate --target-action=promote --recovery-option=archive_mode=off restore")
+	r.start()
+	if got := r.rows(); got != "before from-standby" {
+		t.Error(got)
+	}
+}
+
+// TestAsyncArchiving: the guide's example of archive-async, there and back.
+func TestAsyncArchiving(t *testing.T) {
+	r := newRig(t, "repo1-retention-full=2\narchive-async=y\nprocess-max=2\narchive-get-queue-max=8MiB\nlog-level-console=info\nlog-level-file=info")
+	has(t, r.run("--stanza=demo stanza-create"), "completed successfully")
+	r.insert("a")
+	r.backup0("--stanza=demo --start-fast backup")
+	for i := range 8 {
+		r.c.Exec(t, "create table bulk"+strconv.Itoa(i)+" as select md5(g::text) from generate_series(1, 20000) g")
+	}
+	r.insert("z")
+	r.archive()
+	spool := filepath.Join(r.dir, "spool/archive/demo/out")
+	if entries, err := os.ReadDir(spool); err != nil || len(entries) == 0 {
+		t.Errorf("the spool directory was not used: %v", err)
+	}
+	has(t, r.c.LogTail(64<<10), "to the archive asynchronously")
+	r.lose()
+	r.run("--stanza=demo restore")
+	r.start()
+	if got := r.rows(); got != "a z" {
+		t.Error(got)
+	}
+	if got := r.c.QueryInt(t, "select count(*) from bulk7"); got != 20000 {
+		t.Error(got)
+	}
+	if log := r.c.LogTail(64 << 10); !strings.Contains(log, "in the archive asynchronously") {
+		t.Errorf("archive-get did not read ahead:\n%s", log)
+	}
+}
+
+// TestOffline: a stopped cluster is backed up without a server, and starts from that without any WAL.
+func TestOffline(t *testing.T) {
+	r := newRig(t, "repo1-retention-full=1\nlog-level-console=info")
+	r.run("--stanza=demo stanza-create")
+	r.insert("cold")
+	has(t, r.want(38, "--stanza=demo --no-online backup"), "ERROR: [038]")
+	r.c.Stop(t, "fast")
+	label := r.backup0("--stanza=demo --no-online --type=full backup")
+	r.c.Start(t)
+	r.lose()
+	r.run("--stanza=demo --set=" + label + " restore")
+	r.start()
+	if got := r.rows(); got != "cold" {
+		t.Error(got)
+	}
+}
