@@ -30,6 +30,7 @@ const (
 	codeConnect    = 56
 	codeStop       = 62
 	codeTerm       = 63
+	codeLinkTarget = 70
 	codeBackupSet  = 75
 	codeTablespace = 76
 	codeLinkMap    = 78
@@ -57,12 +58,12 @@ var backrestCodes = []struct {
 	{engine.ErrWALMissing, codeMissing},
 	{engine.ErrNoBackup, codeBackupSet},
 	{engine.ErrLastBackup, codeBackupSet},
-	{engine.ErrTimeline, codeBackupSet},
+	{engine.ErrTimeline, codeDBMismatch},
 	{engine.ErrTargetNotEmpty, codeNotEmpty},
 	{engine.ErrTargetRunning, codeRunning},
 	{engine.ErrTablespaceMap, codeTablespace},
 	{engine.ErrLinkMap, codeLinkMap},
-	{engine.ErrLinkInside, codeLinkMap},
+	{engine.ErrLinkInside, codeLinkTarget},
 	{engine.ErrDBMissing, codeDBMissing},
 	{engine.ErrDBInvalid, codeDBInvalid},
 	{engine.ErrCorrupt, codeChecksum},

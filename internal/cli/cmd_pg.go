@@ -46,6 +46,7 @@ func (r *root) pgCommand() *cobra.Command {
 		Long: `The engine's own verbs, with pgBackRest's names and options. The repository is a pgBackRest repository: either program
 may read and write it.`}
 	c.AddCommand(r.pgBackup(), r.pgRestore(), r.pgInfo(), r.pgCheck(), r.pgVerify(), r.pgStanza("stanza-create"), r.pgStanza("stanza-upgrade"), r.pgExpire(),
+		r.pgAnnotate(), r.pgStop("start"), r.pgStop("stop"), r.pgStanzaDelete(), r.pgRepoLs(), r.pgRepoGet(),
 		&cobra.Command{Use: "archive-push", Short: "archive_command: store one WAL file", DisableFlagParsing: true, RunE: func(cmd *cobra.Command, args []string) error {
 			return archiveMain(cmd.Context(), r.env, "archive-push", args)
 		}},
@@ -428,39 +429,4 @@ func (r *root) pgRebuild(cmd *cobra.Command, s *engine.Stanza, f *pgFlags, contr
 	}
 	_, err = fmt.Fprintf(r.env.Stdout, "stanza %s: %s written anew: %d backup(s), archives %s; now run: holdfast pg verify --stanza=%s\n", f.stanza, strings.Join(res.Files, " and "), len(res.Backups), strings.Join(res.History, ", "), f.stanza)
 	return err
-}
-
-func (r *root) pgExpire() *cobra.Command {
-	var f pgFlags
-	c := &cobra.Command{Use: "expire", Short: "remove one backup, what is built on it, and WAL that nothing else needs", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		if f.set == "" {
-			return &usageError{"--set is missing: retention by count and time is not done by this version"}
-		}
-		s, err := f.open(r.env, newListener(r.env, r.f.json, nil))
-		if err != nil {
-			return err
-		}
-		plan, err := s.PlanRemove(cmd.Context(), repo.Label(f.set), false)
-		if err != nil {
-			return err
-		}
-		if !r.f.dryRun {
-			if err := plan.Run(cmd.Context()); err != nil {
-				return err
-			}
-		}
-		if r.f.json {
-			return r.env.printJSON(plan)
-		}
-		var names []string
-		for _, l := range plan.Backups {
-			names = append(names, string(l))
-		}
-		_, err = fmt.Fprintf(r.env.Stdout, "stanza %s: %s and %d WAL segments (%s)\n", f.stanza, strings.Join(names, ", "), plan.Segments, engine.Size(plan.WALBytes))
-		return err
-	}}
-	f.common(c)
-	c.Flags().StringVar(&f.set, "set", "", "label of the backup")
-	c.Flags().BoolVar(&r.f.dryRun, "dry-run", false, "show what would go, remove nothing")
-	return c
 }

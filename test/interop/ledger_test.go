@@ -203,13 +203,13 @@ func (p *past) replay(t *testing.T, typ string, entries []entry, more ...string)
 	r.t = t
 	var s *second
 	label := ""
-	for i, e := range entries {
+	for _, e := range entries {
 		if s != nil {
 			s.stop(t, "immediate")
 		}
 		if next := p.newest(t, typ, e); next != label {
 			label = next
-			s = r.server2(r.dirFor(fmt.Sprintf("%s-%d", typ, i)))
+			s = r.server2(r.dirFor(fmt.Sprintf("%s-%08x", typ, rand.Uint32())))
 			args := []string{"--pg1-path=" + s.opts.DataDir, "--type=" + typ, "--target=" + e.target(typ), "--archive-mode=off", "--lock-path=" + s.conn.Host}
 			if typ == "xid" || typ == "name" { // which say nothing of where they are
 				args = append(args, "--set="+label)

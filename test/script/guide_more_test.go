@@ -61,7 +61,7 @@ func TestStandby(t *testing.T) {
 
 // TestAsyncArchiving: the guide's example of archive-async, there and back.
 func TestAsyncArchiving(t *testing.T) {
-	r := newRig(t, "repo1-retention-full=2\narchive-async=y\nprocess-max=2\narchive-get-queue-max=8MiB\nlog-level-console=info\nlog-level-file=info")
+	r := newRig(t, "repo1-retention-full=2\narchive-async=y\nprocess-max=2\narchive-get-queue-max=8MiB\nlog-level-console=info")
 	has(t, r.run("--stanza=demo stanza-create"), "completed successfully")
 	r.insert("a")
 	r.backup0("--stanza=demo --start-fast backup")

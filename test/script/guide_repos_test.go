@@ -123,6 +123,7 @@ func TestSeveralRepositories(t *testing.T) {
 	if got := r.rows(); got != "first second" {
 		t.Error(got)
 	}
+	r.archive() // the history file of the new timeline among it
 	// The first repository goes away: its place is taken by a file.
 	if err := os.Rename(filepath.Join(r.dir, "repo1"), filepath.Join(r.dir, "away")); err != nil {
 		t.Fatal(err)
