@@ -148,14 +148,14 @@ func (t *tool) Restore(ctx context.Context, p *engine.RestorePlan, o engine.Rest
 	if o.Owners { // the data directory that said whose it is has been moved aside
 		owner = &durable.Owner{UID: o.DefaultUID, GID: o.DefaultGID}
 	}
-	args := []string{"--set=" + string(p.Label), "--pg1-path=" + p.DataDir, "--type=" + string(p.Type), "--recovery-option=restore_command=" + o.RestoreCommand}
+	args := []string{"--set=" + string(p.Label), "--pg1-path=" + p.DataDir, "--type=" + string(p.Type), recoveryOption("restore_command", o.RestoreCommand)}
 	for name, value := range map[string]string{"target": p.Target, "target-action": o.Action, "target-timeline": o.Timeline} {
 		if value != "" {
 			args = append(args, "--"+name+"="+value)
 		}
 	}
 	for _, k := range slices.Sorted(maps.Keys(o.RecoveryOptions)) {
-		args = append(args, "--recovery-option="+k+"="+o.RecoveryOptions[k])
+		args = append(args, recoveryOption(k, o.RecoveryOptions[k]))
 	}
 	dirs := []string{p.DataDir}
 	for name, dir := range p.Tablespaces {
@@ -169,6 +169,12 @@ func (t *tool) Restore(ctx context.Context, p *engine.RestorePlan, o engine.Rest
 	}
 	_, err := t.run(ctx, "restore", args...)
 	return err
+}
+
+// recoveryOption is a setting for the tool to write: it puts the value between quotes as it is, and PostgreSQL reads
+// doubled quotes and escapes there.
+func recoveryOption(name, value string) string {
+	return "--recovery-option=" + name + "=" + strings.NewReplacer("'", "''", `\`, `\\`).Replace(value)
 }
 
 // What verify --output=text says of each part of a stanza, and the counts below it.

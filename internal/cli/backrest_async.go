@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"holdfast/internal/engine"
 	"holdfast/internal/pg"
@@ -123,7 +124,7 @@ func (r *backrestRun) pushQueue(ctx context.Context, spool engine.Spool, dataDir
 			}
 			return errors.Join(errs...)
 		}}
-	return whenFree(stanzas[0].Locked(func() error { return spool.PushQueue(ctx, o) }))
+	return r.whenFree(ctx, func() error { return stanzas[0].Locked(func() error { return spool.PushQueue(ctx, o) }) })
 }
 
 // getQueue is the background process of archive-get.
@@ -148,15 +149,29 @@ func (r *backrestRun) getQueue(ctx context.Context, spool engine.Spool, wanted [
 		}
 		return fmt.Errorf("get %s: %w", name, engine.ErrWALMissing)
 	}
-	return whenFree(stanzas[0].Locked(func() error { return spool.GetQueue(ctx, wanted, int(r.c.Int("process-max", 0)), get) }))
+	return r.whenFree(ctx, func() error {
+		return stanzas[0].Locked(func() error { return spool.GetQueue(ctx, wanted, int(r.c.Int("process-max", 0)), get) })
+	})
 }
 
-// whenFree: a background process that finds another one at work has nothing to do.
-func whenFree(err error) error {
-	if errors.Is(err, repo.ErrLocked) {
-		return nil
+// whenFree does the work of a background process as soon as no other one is at it. The other one may have passed the file
+// that this one was started for, and the foreground would wait for it in vain; so this one waits as long as that does.
+func (r *backrestRun) whenFree(ctx context.Context, work func() error) error {
+	end := r.env.Now().Add(r.c.Duration("archive-timeout", 0))
+	for {
+		err := work()
+		if !errors.Is(err, repo.ErrLocked) {
+			return err
+		}
+		if r.env.Now().After(end) {
+			return nil // that one is at work all the same
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
 	}
-	return err
 }
 
 // stanzas opens the stanza on every repository of the command.

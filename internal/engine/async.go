@@ -447,16 +447,16 @@ func (s Spool) GetQueue(ctx context.Context, wanted []string, workers int, get f
 		return fmt.Errorf("spool: %w", err)
 	}
 	var mu sync.Mutex
-	end := false // a segment was missing
+	end := len(wanted) // the first segment that was missing: those before it are still looked for
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(workers, 1))
-	for _, name := range wanted {
+	for i, name := range wanted {
 		if _, err := os.Stat(filepath.Join(in, name)); err == nil {
 			continue
 		}
 		g.Go(func() error {
 			mu.Lock()
-			skip := end
+			skip := i > end
 			mu.Unlock()
 			if skip || ctx.Err() != nil {
 				return ctx.Err()
@@ -465,7 +465,7 @@ func (s Spool) GetQueue(ctx context.Context, wanted []string, workers int, get f
 			switch {
 			case errors.Is(err, ErrWALMissing):
 				mu.Lock()
-				end = true
+				end = min(end, i)
 				mu.Unlock()
 				return put(in, name+".ok", "")
 			case err != nil && ctx.Err() == nil:

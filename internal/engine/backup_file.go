@@ -213,7 +213,7 @@ func (w *fileWork) storeWhole(ctx context.Context) error {
 	if err := out.open(); err != nil {
 		return err
 	}
-	sw, err := repo.NewStreamWriter(out, spec)
+	sw, err := newStream(out, spec, w.f.Size)
 	if err != nil {
 		return err
 	}
