@@ -201,10 +201,14 @@ func (t *tool) Verify(ctx context.Context, o engine.VerifyOptions) (*engine.Veri
 func (t *tool) readVerify(out string, set repo.Label) (*engine.VerifyResult, []engine.Finding) {
 	res := &engine.VerifyResult{}
 	var found []engine.Finding
-	object := "" // of the part that the counts belong to; empty: of no interest
+	object := ""      // of the part that the counts belong to; empty: of no interest
+	unexplained := "" // the stanza's status, if bad and no part of it says why
 	for line := range strings.Lines(out) {
 		line = strings.TrimRight(line, "\n")
 		m := verifyPart.FindStringSubmatch(line)
+		if m != nil && m[3] != "" && m[3] != "valid" || m == nil && verifyCounts.MatchString(line) {
+			unexplained = ""
+		}
 		switch {
 		case m != nil && m[1] == "archiveId":
 			object = repo.ArchiveDir(t.c.Stanza) + "/" + m[2]
@@ -218,9 +222,12 @@ func (t *tool) readVerify(out string, set repo.Label) (*engine.VerifyResult, []e
 			object = ""
 		case object != "" && verifyCounts.MatchString(line):
 			found = append(found, engine.Finding{Object: object, What: strings.TrimSpace(line)})
-		case strings.HasPrefix(line, "status: ") && line != "status: ok" && len(found) == 0:
-			found = append(found, engine.Finding{Object: "stanza " + t.c.Stanza, What: line})
+		case strings.HasPrefix(line, "status: ") && line != "status: ok":
+			unexplained = line
 		}
+	}
+	if unexplained != "" {
+		found = append(found, engine.Finding{Object: "stanza " + t.c.Stanza, What: unexplained})
 	}
 	return res, found
 }

@@ -178,7 +178,8 @@ func (r *backrestRun) stanza(name string, key int) (*engine.Stanza, error) {
 	if err != nil {
 		return nil, err
 	}
-	tests := newListener(r.env, true, nil) // the steps that tests stop or die at
+	tests := newListener(r.env, false, nil) // the steps that tests stop or die at
+	tests.quiet = true
 	s, err := engine.New(engine.Options{Stanza: name, Storage: st, RepoKey: key, Pass: r.pass(key), LockDir: r.c.String("lock-path", 0),
 		ExecID: r.env.ExecID, Version: programVersion(), Now: r.env.Now, Events: func(e engine.Event) {
 			r.log.on(e)

@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"encoding/json"
 	"fmt"
+	"math"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,7 +15,8 @@ import (
 // listener turns events into the progress line, log lines and the list of warnings.
 type listener struct {
 	env    *Env
-	quiet  bool // --json: nothing but errors on standard error
+	json   bool // one JSON object a line on standard error instead of the progress line
+	quiet  bool // nothing at all
 	logs   func(line string)
 	killAt string // a step, "verb:name", at which the process dies; for tests
 	stopAt string // a step at which the process stops until it gets SIGCONT; for tests
@@ -30,11 +33,11 @@ type listener struct {
 
 // newListener listens for one command. Tests that die at a step set HOLDFAST_TEST_KILL_AT=verb:name, those that change the
 // world at a step HOLDFAST_TEST_STOP_AT=verb:name.
-func newListener(env *Env, quiet bool, logs func(string)) *listener {
+func newListener(env *Env, json bool, logs func(string)) *listener {
 	if logs == nil {
 		logs = func(string) {}
 	}
-	return &listener{env: env, quiet: quiet, logs: logs, killAt: env.Getenv("HOLDFAST_TEST_KILL_AT"), stopAt: env.Getenv("HOLDFAST_TEST_STOP_AT")}
+	return &listener{env: env, json: json, logs: logs, killAt: env.Getenv("HOLDFAST_TEST_KILL_AT"), stopAt: env.Getenv("HOLDFAST_TEST_STOP_AT")}
 }
 
 func (l *listener) on(e engine.Event) {
@@ -47,6 +50,7 @@ func (l *listener) on(e engine.Event) {
 		l.moved.Store(0)
 		l.began.Store(l.env.Now().UnixNano())
 		l.logs(e.String())
+		l.line(progressLine{Event: "amount", Verb: e.Verb, Files: e.Files, Total: e.Bytes})
 	case engine.Step:
 		l.onStep(e)
 	case engine.Warning:
@@ -55,7 +59,8 @@ func (l *listener) on(e engine.Event) {
 		l.clear()
 		l.mu.Unlock()
 		l.logs(e.String())
-		if !l.quiet {
+		l.line(progressLine{Event: "warning", Text: e.Text})
+		if !l.quiet && !l.json {
 			fmt.Fprintln(l.env.Stderr, e)
 		}
 	}
@@ -67,6 +72,7 @@ func (l *listener) onStep(e engine.Step) {
 	l.step = e.Verb + " " + e.Name
 	l.total.Store(0)
 	l.mu.Unlock()
+	l.line(progressLine{Event: "step", Verb: e.Verb, Name: e.Name, Detail: e.Detail})
 	switch e.Verb + ":" + e.Name {
 	case l.killAt:
 		l.env.Kill()
@@ -78,7 +84,11 @@ func (l *listener) onStep(e engine.Step) {
 
 // draw rewrites the progress line, at most five times a second.
 func (l *listener) draw(now bool) {
-	if l.quiet || !l.env.Terminal {
+	if l.json && !now {
+		l.drawJSON()
+		return
+	}
+	if l.quiet || l.json || !l.env.Terminal {
 		return
 	}
 	l.mu.Lock()
@@ -99,6 +109,57 @@ func (l *listener) draw(now bool) {
 		}
 	}
 	fmt.Fprintf(l.env.Stderr, "\r\x1b[K%s", line)
+}
+
+// progressLine is one line of JSON on standard error. The result of the command is on standard output.
+type progressLine struct {
+	Time    string  `json:"time"`  // RFC 3339, UTC
+	Event   string  `json:"event"` // step, amount, progress, warning
+	Verb    string  `json:"verb,omitempty"`
+	Name    string  `json:"name,omitempty"`
+	Detail  string  `json:"detail,omitempty"`
+	Text    string  `json:"text,omitempty"`
+	Files   int     `json:"files,omitempty"`
+	Moved   int64   `json:"moved_bytes,omitempty"`
+	Total   int64   `json:"total_bytes,omitempty"`
+	PerSec  float64 `json:"bytes_per_second,omitempty"`
+	Seconds float64 `json:"seconds_left,omitempty"`
+}
+
+// line writes one line of JSON, if that is what was asked for.
+func (l *listener) line(p progressLine) {
+	if !l.json || l.quiet {
+		return
+	}
+	p.Time = l.env.Now().UTC().Format(time.RFC3339Nano)
+	b, err := json.Marshal(p)
+	if err != nil {
+		return // a struct of texts and numbers
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	fmt.Fprintf(l.env.Stderr, "%s\n", b)
+}
+
+// drawJSON reports how far the work is, at most once a second.
+func (l *listener) drawJSON() {
+	total, moved := l.total.Load(), l.moved.Load()
+	l.mu.Lock()
+	t := l.env.Now()
+	due := total > 0 && t.Sub(l.last) >= time.Second
+	if due {
+		l.last = t
+	}
+	l.mu.Unlock()
+	if !due {
+		return
+	}
+	p := progressLine{Event: "progress", Moved: moved, Total: total}
+	if secs := t.Sub(time.Unix(0, l.began.Load())).Seconds(); secs > 0 && moved > 0 {
+		p.PerSec = math.Round(float64(moved) / secs)
+		p.Seconds = math.Round(float64(max(total-moved, 0))/(float64(moved)/secs)*10) / 10
+	}
+	l.line(p)
 }
 
 // clear takes the progress line away; l.mu is held.

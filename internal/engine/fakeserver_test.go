@@ -49,6 +49,7 @@ type fakeServer struct {
 	saysDir, archiveMode string
 	saysSystem           uint64
 	standby              bool
+	onReplay             func() // called with mu held when a backup has found that the standby may be read
 }
 
 // newFakeServer lays the data directory out and listens. Everything ends with the test.
@@ -281,6 +282,11 @@ func (f *fakeServer) answer(c net.Conn, sql string, execute bool) (rows [][]valu
 			{pgtype.Int4OID, int32(fakePort)}, {pgtype.BoolOID, f.standby}, {pgtype.Int4OID, int32(8192)}, text("off"), {pgtype.TimestamptzOID, f.clock}}}, nil
 	case has("server_version_num"):
 		return [][]value{{text(fmt.Sprint(int(f.version) * 10000))}}, nil
+	case has("pg_last_wal_replay_lsn"): // a standby that has replayed everything
+		if f.onReplay != nil && execute {
+			f.onReplay()
+		}
+		return [][]value{{text("FF/0"), text("FF/0")}}, nil
 	case has("pg_create_restore_point"):
 		return [][]value{{text(f.position.String())}}, nil
 	case has("pg_switch_wal"):

@@ -65,6 +65,7 @@ func passNowhere(t *testing.T, w *world.World, dir string) {
 func TestEncrypted(t *testing.T) {
 	for mode, apart := range map[string]bool{"included": false, "apart": true} {
 		t.Run(mode, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t, apart, "pgsql.pgbackrest.cipher_pass", "-s", passphrase)
 			roundTrip(t, w)
 			sealedBelow(t, w.Repo)

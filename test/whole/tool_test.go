@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"holdfast/test/world"
 )
@@ -63,6 +65,7 @@ func TestTool(t *testing.T) {
 		{"apart encrypted", true, []string{"pgsql.pgbackrest.cipher_pass", "-s", passphrase}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t, c.apart, c.conf...)
 			notes := drive(t, w)
 			roundTrip(t, w)
@@ -131,6 +134,7 @@ func TestToolFails(t *testing.T) {
 		out, err := w.As(t.Context(), "alation_action", "", "backup_all")
 		failed(t, out, err, c.code, c.says...)
 	}
+	killedWithTool(t, w)
 	drive(t, w)
 	s := backup(t, w)
 	out, err := os.ReadFile(filepath.Join(w.Root, "opt/alation/site/logs/alation_backup.log"))
@@ -144,4 +148,36 @@ func TestToolFails(t *testing.T) {
 	}
 	must(t, os.Truncate(files[0], 100))
 	fails(t, w, 6, "finding", "holdfast", "sets", "verify", s.ID)
+}
+
+// killedWithTool kills backup_all while the tool is at work: the tool does not go on by itself.
+func killedWithTool(t *testing.T, w *world.World) {
+	t.Helper()
+	file := filepath.Join(w.Sock, "pid") // in a directory of the server's user
+	wrapper(t, w, "for last; do :; done\n[ \"$last\" = backup ] || exec /usr/bin/pgbackrest \"$@\"\necho $$ >"+file+".new\nmv "+file+".new "+file+"\nexec sleep 600\n")
+	cmd := w.Command(t.Context(), "alation_action", "backup_all")
+	must(t, cmd.Start())
+	var pid int
+	for end := time.Now().Add(time.Minute); pid == 0; time.Sleep(10 * time.Millisecond) {
+		if b, err := os.ReadFile(file); err == nil {
+			pid, err = strconv.Atoi(strings.TrimSpace(string(b)))
+			must(t, err)
+		}
+		if time.Now().After(end) {
+			t.Fatal("the tool was not started")
+		}
+	}
+	must(t, cmd.Process.Kill())
+	if err := cmd.Wait(); err == nil {
+		t.Error("killed, but it ended well")
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil || strings.Contains(string(b), ") Z ") {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("process %d of the tool goes on", pid)
+		}
+	}
 }
