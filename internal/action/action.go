@@ -43,6 +43,7 @@ type Options struct {
 	PGLockOwner    *durable.Owner                            // of PGLockDir when it is made; nil: this process
 	Compress       repo.CompressType
 	Level          int
+	Bundle         bool // small files of a repository apart are stored together
 	ProcessMax     int
 	ArchiveTimeout time.Duration
 

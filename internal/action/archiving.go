@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"slices"
 	"time"
 
@@ -44,6 +46,11 @@ func (a *App) EnableArchiving(ctx context.Context) ([]ArchivingResult, error) {
 			restart, err = errors.Join(restart, fmt.Errorf("cluster %s: %w", c.Stanza, err)), nil
 		}
 		results = append(results, res)
+	}
+	if err == nil && restart == nil && a.o.RepoPass == "" && a.o.PassFile != "" { // no archive_command names it any more
+		if err = os.Remove(a.o.PassFile); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
 	}
 	return results, errors.Join(err, restart, unlock())
 }

@@ -10,7 +10,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 
@@ -118,8 +117,13 @@ func inspect(ctx context.Context, path string, member func(name string, r io.Rea
 	return in, nil
 }
 
-// plainName is the form of the restore points that runs make.
-var plainName = regexp.MustCompile(`^[0-9A-Za-z_.-]{1,200}$`)
+// isPlainName says whether a name has the form of the restore points that runs make.
+func isPlainName(s string) bool {
+	plain := func(r rune) bool {
+		return r >= '0' && r <= '9' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z' || r == '_' || r == '.' || r == '-'
+	}
+	return s != "" && len(s) <= 200 && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0
+}
 
 // eachMember reads every member of a tarball to the end; sums (may be nil) gets the size and SHA-256 of the file.
 func eachMember(ctx context.Context, r io.Reader, each func(*tarball.Member) error, sums func(int64, string)) error {
@@ -196,7 +200,7 @@ func (p *RestorePlan) application(ctx context.Context) {
 		p.missing("application backup: %s has no complete %s", p.o.RestoreFile, setName)
 		return
 	}
-	if !plainName.MatchString(in.set.Recovery.Name) { // it is shown, and becomes a setting of PostgreSQL
+	if !isPlainName(in.set.Recovery.Name) { // it is shown, and becomes a setting of PostgreSQL
 		p.missing("application backup: %s names the restore point %.80q, which no run of Holdfast does", p.o.RestoreFile, in.set.Recovery.Name)
 		return
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 	"unicode"
 
+	"holdfast/internal/catalog"
 	"holdfast/internal/durable"
 	"holdfast/internal/engine"
 	"holdfast/internal/repo"
@@ -49,13 +50,19 @@ func (a *App) configureTool(c Cluster) error {
 	if a.o.RepoPass != "" {
 		text += "repo1-cipher-type=aes-256-cbc\n"
 	}
+	if a.o.Bundle && a.o.Mode == catalog.Apart {
+		text += "repo1-bundle=y\n"
+	}
 	if a.o.Compress != repo.None {
 		text += fmt.Sprintf("compress-level=%d\n", a.o.Level)
 	}
 	// Sets decide what is kept, not the tool; its log is read from its standard error.
 	text += fmt.Sprintf("process-max=%d\narchive-timeout=%d\nstart-fast=y\nexpire-auto=n\nlog-level-file=off\nlock-path=%s\n",
 		max(a.o.ProcessMax, 1), max(1, int(a.o.ArchiveTimeout/time.Second)), a.o.PGLockDir)
-	text += fmt.Sprintf("\n[%s]\npg1-path=%s\n", c.Stanza, c.DataDir)
+	text += fmt.Sprintf("\n[%s]\n", c.Stanza)
+	if c.DataDir != "" { // else it is only known by its backups
+		text += fmt.Sprintf("pg1-path=%s\n", c.DataDir)
+	}
 	if filepath.IsAbs(c.Conn.Host) {
 		text += fmt.Sprintf("pg1-socket-path=%s\n", c.Conn.Host)
 	}

@@ -259,8 +259,9 @@ const envPrefix = "PGBACKREST_"
 
 func (c *Config) parseEnvironment(environ []string) *Error {
 	for _, e := range environ {
-		name, text, ok := strings.Cut(e, "=")
-		if name, ok = strings.CutPrefix(name, envPrefix); !ok {
+		name, text, _ := strings.Cut(e, "=")
+		name, ours := strings.CutPrefix(name, envPrefix)
+		if !ours {
 			continue
 		}
 		name = strings.ReplaceAll(strings.ToLower(name), "_", "-")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -35,6 +36,7 @@ func (r *backrestRun) archiveAsync(ctx context.Context) (done bool, err error) {
 		if r.env.Getenv(asyncChild) != "" {
 			return true, r.pushQueue(ctx, spool, dataDir)
 		}
+		spool.WALDir = filepath.Join(dataDir, "pg_wal")
 		if err := asyncError(spool.PushSpooled(ctx, name)); err != nil {
 			return true, err
 		}
@@ -53,6 +55,10 @@ func (r *backrestRun) archiveAsync(ctx context.Context) (done bool, err error) {
 	if err != nil {
 		return true, &codeError{codeParam, err}
 	}
+	spool.SystemID, spool.SegmentSize = control.SystemID, control.WALSegmentSize
+	if b, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil { // otherwise what is found is trusted
+		spool.BootID = string(b)
+	}
 	if r.env.Getenv(asyncChild) != "" {
 		return true, r.getQueue(ctx, spool, wanted)
 	}
@@ -68,8 +74,12 @@ func (r *backrestRun) archiveAsync(ctx context.Context) (done bool, err error) {
 	switch {
 	case errors.Is(err, engine.ErrWALMissing):
 		return true, &quietExit{1, errors.New("unable to find " + name + " in the archive asynchronously")}
+	case ctx.Err() != nil:
+		return true, err
 	case err != nil:
-		return true, asyncError(err)
+		// PostgreSQL takes a failure for the end of the archive, so that the background process must not have the last word.
+		r.log.logf(logWarn, "%v: %s is looked for without the read-ahead", err, name)
+		return false, nil
 	}
 	r.log.logf(logInfo, "found %s in the archive asynchronously", name)
 	return true, nil

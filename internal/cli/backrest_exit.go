@@ -7,6 +7,7 @@ import (
 
 	"holdfast/internal/backrest"
 	"holdfast/internal/engine"
+	"holdfast/internal/pg"
 	"holdfast/internal/repo"
 )
 
@@ -25,6 +26,7 @@ const (
 	codeParam      = 43
 	codeMismatch   = 44
 	codeDuplicate  = 45
+	codeVersion    = 46
 	codeLock       = 50
 	codeMissing    = 55
 	codeConnect    = 56
@@ -37,8 +39,10 @@ const (
 	codeDBMissing  = 80
 	codeDBInvalid  = 81
 	codeTimeout    = 82
+	codeCrypto     = 95
 	codeRepo       = 103
 	codeCommand    = 104
+	codeClock      = 106
 	codeUnknown    = 125
 )
 
@@ -50,6 +54,8 @@ var backrestCodes = []struct {
 	{context.Canceled, codeTerm},
 	{engine.ErrStopped, codeStop},
 	{repo.ErrLocked, codeLock},
+	{engine.ErrPassphrase, codeCrypto},
+	{repo.ErrCipher, codeCrypto},
 	{engine.ErrStanzaMissing, codeMissing},
 	{engine.ErrStanzaMismatch, codeInvalid},
 	{engine.ErrArchiveMismatch, codeMismatch},
@@ -68,6 +74,11 @@ var backrestCodes = []struct {
 	{engine.ErrDBInvalid, codeDBInvalid},
 	{engine.ErrCorrupt, codeChecksum},
 	{repo.ErrChecksum, codeChecksum},
+	{repo.ErrCorrupt, codeChecksum},
+	{repo.ErrTrailingData, codeFormat},
+	{repo.ErrClock, codeClock},
+	{pg.ErrControlChecksum, codeChecksum},
+	{pg.ErrServerRunning, codeRunning},
 	{repo.ErrFormat, codeFormat},
 	{fs.ErrNotExist, codeMissing},
 	{fs.ErrPermission, codeOpen},
@@ -109,7 +120,11 @@ func backrestCode(err error) int {
 		}
 	}
 	var path *fs.PathError
-	if errors.As(err, &path) {
+	var version *pg.UnsupportedVersionError
+	switch {
+	case errors.As(err, &version):
+		return codeVersion
+	case errors.As(err, &path):
 		return codeOpen
 	}
 	return codeUnknown

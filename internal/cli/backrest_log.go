@@ -147,7 +147,11 @@ func (l *backrestLog) on(e engine.Event) {
 	case engine.Warning:
 		l.warn(e.Text)
 	case engine.Step:
-		l.at(logInfo, e.String())
+		level := logInfo
+		if strings.HasPrefix(e.Verb, "archive-") { // a line for each segment is enough
+			level = logDebug
+		}
+		l.at(level, e.String())
 	case engine.FileDone:
 		l.logf(logDetail, "%s file %s (%s) checksum %s", e.Verb, e.Name, engine.Size(e.Size), e.SHA1)
 	case engine.Amount:

@@ -180,6 +180,17 @@ func TestBackrestCodes(t *testing.T) {
 	}
 }
 
+// TestEverySentinelHasACode: what engine, repo and pg offer to errors.Is leads to a code of the original that says what it is.
+func TestEverySentinelHasACode(t *testing.T) {
+	for name, c := range sentinels {
+		pkg, _, _ := strings.Cut(name, ".")
+		left := name == "engine.SpoolError" // carries a code of its own
+		if slices.Contains([]string{"engine", "repo", "pg"}, pkg) && !left && backrestCode(c.err) == codeUnknown {
+			t.Errorf("%s has no code in backrest_exit.go", name)
+		}
+	}
+}
+
 // TestBackrestHelp: what a person sees who knows the original.
 func TestBackrestHelp(t *testing.T) {
 	backrestSays(t, nil, "version").has(t, 0, "Holdfast "+Version)

@@ -51,6 +51,7 @@ var sentinels = map[string]struct {
 	"engine.ErrCorrupt":           {engine.ErrCorrupt, exitFailed},
 	"engine.ErrLastBackup":        {engine.ErrLastBackup, exitRefused},
 	"engine.ErrNoBackup":          {engine.ErrNoBackup, exitFailed},
+	"engine.ErrPassphrase":        {engine.ErrPassphrase, exitRefused},
 	"engine.ErrStanzaMismatch":    {engine.ErrStanzaMismatch, exitFailed},
 	"engine.ErrStanzaMissing":     {engine.ErrStanzaMissing, exitFailed},
 	"engine.ErrStopped":           {engine.ErrStopped, exitRefused},
@@ -97,7 +98,10 @@ var sentinels = map[string]struct {
 
 // unmapped are error types that rootMain answers to before exitCode is asked, or that are never returned by a command.
 var unmapped = map[string]string{
+	"action.toolError":       "it unwraps to the sentinel that its own exit code stands for",
 	"backrest.Error":         "under the name pgbackrest the codes are the original's",
+	"cli.codeError":          "under the name pgbackrest the codes are the original's",
+	"cli.quietExit":          "under the name pgbackrest the codes are the original's",
 	"cli.shellExit":          "rootMain returns the shell's own code",
 	"storage.temporaryError": "a mark for Retry, on an error that says what happened",
 	"tarball.readError":      "a mark inside the package, on an error that says what happened",

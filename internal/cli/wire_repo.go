@@ -37,6 +37,7 @@ func wireRepository(env *Env, w *wired, o *action.Options) error {
 	if lo, hi := repo.LevelRange(o.Compress); o.Level < lo || o.Level > hi {
 		o.Level = repo.DefaultLevel(o.Compress)
 	}
+	o.Bundle = w.values.Bool(conf.KeyBundle)
 	o.ProcessMax = w.values.Int(conf.KeyProcessMax)
 	if o.ProcessMax == 0 {
 		o.ProcessMax = runtime.NumCPU()

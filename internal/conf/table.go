@@ -125,8 +125,9 @@ var table = []Key{
 		Help: "Patterns of files left out, relative to each of `files.paths`; `**` crosses directories."},
 	{Name: "files.paths", Type: List, Default: "/opt/alation/site,/data1/site_data", Since: "holdfast",
 		Help: "Files and directories of the application, seen from the instance's root."},
-	{Name: "pgsql.backup.tool_path", Type: Path, Since: "holdfast",
-		Help: "Program of an external `pgbackrest` to use in place of the built-in engine. Empty: the built-in engine."},
+	{Name: "pgsql.backup.tool_path", Type: Path, Since: "holdfast", After: followEnable,
+		Help: "Program of an external `pgbackrest` to use in place of the built-in engine. Empty: the built-in engine. It needs the server's socket directory as host in " +
+			"`pgsql.clusters`. A PostgreSQL backup that goes into the tarball passes through a staging repository beside it and needs that space during the run."},
 	{Name: "pgsql.clusters", Type: Clusters, Default: "rosemeta:data=/data1/pgsql/data,host=/tmp,port=5432,user=alation", Required: true, Since: "holdfast", After: followEnable,
 		Help: "PostgreSQL clusters of the application: `stanza:data=DIR,host=HOST,port=PORT,user=USER,bin=DIR;stanza2:…`, or a JSON list of objects with " +
 			"these members. `data` is required and, like `bin` and a `host` that begins with `/` (a socket directory), seen from the instance's root. " +
@@ -136,9 +137,10 @@ var table = []Key{
 	{Name: "pgsql.pgbackrest.block", Type: Bool, Default: "False", Since: "holdfast",
 		Help: "Store changed blocks rather than changed files in incremental backups. Needs `bundle`."},
 	{Name: "pgsql.pgbackrest.bundle", Type: Bool, Default: "False", Since: "holdfast",
-		Help: "Store many small files in one object."},
+		Help: "Store many small files of the separate PostgreSQL backup in one object: fewer files in the repository. pgbackrest 2.39 or later reads it."},
 	{Name: "pgsql.pgbackrest.cipher_pass", Type: SecretT, Since: "holdfast", After: followEnable,
-		Help: "Passphrase of the repository (aes-256-cbc). Empty: not encrypted. It applies to a new repository only; without it the backups cannot be read."},
+		Help: "Passphrase of the repository (aes-256-cbc). Empty: not encrypted. It applies to a new repository only. Without it the backups cannot be read: " +
+			"keep it in a place of its own. It is not in the tarballs, so set it on a new instance before restoring there."},
 	{Name: "pgsql.pgbackrest.compress_level", Type: Int, Default: "1", Min: -7, Max: 22, Unit: "level", Since: "holdfast",
 		Help: "Compression level: gz 0 to 9, lz4 -5 to 12, zst -7 to 22."},
 	{Name: "pgsql.pgbackrest.compress_type", Type: Enum, Default: "zst", Allowed: []string{"none", "gz", "lz4", "zst"}, Required: true, Since: "holdfast",

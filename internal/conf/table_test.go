@@ -192,7 +192,6 @@ func TestDocs(t *testing.T) {
 // usedLater are parameters whose use is still to be built, with the reason. An entry whose parameter is used must go.
 var usedLater = map[string]string{
 	"KeyBlock":              "block incremental backups: the next issue",
-	"KeyBundle":             "bundles: the next issue",
 	"KeyBaseURL":            "stored and reset by the operator; the restore of a later issue reports it",
 	"KeyIncrementalEnabled": "incremental backups: the next issue",
 	"KeyIncrementalFull":    "incremental backups: the next issue",

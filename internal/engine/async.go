@@ -37,6 +37,12 @@ import (
 type Spool struct {
 	Dir     string        // <spool path>/archive/<stanza>
 	Timeout time.Duration // how long the foreground waits for the background; 0: a minute
+
+	WALDir      string // pg_wal, for archive-push: statuses older than PostgreSQL's request do not count; "": all do
+	BootID      string // of this boot of the machine, for archive-get: what was fetched before does not count; "": not known
+	SystemID    uint64 // of the cluster, for archive-get: other clusters' segments do not count; 0: not known
+	SegmentSize uint32 // bytes, for archive-get; 0: not known
+
 	// Start starts the background process, which outlives the caller. It is called at most once per verb.
 	Start func(ctx context.Context) error
 	// Code turns an error into the number written into a status file; nil: always 125.
@@ -150,6 +156,11 @@ func (s *Spool) await(ctx context.Context, what string, ready func() (bool, erro
 func (s Spool) PushSpooled(ctx context.Context, file string) error {
 	s.complete()
 	out := filepath.Join(s.Dir, "out")
+	if outdated(s.WALDir, out, file) {
+		if err := removeFiles(out, file+".ok"); err != nil {
+			return fmt.Errorf("spool: %w", err)
+		}
+	}
 	if done, err := s.status(out, file); done {
 		return err
 	}
@@ -187,7 +198,7 @@ func (s Spool) PushQueue(ctx context.Context, o QueueOptions) error {
 	for {
 		ready, err := readySegments(o.WALDir)
 		if err == nil {
-			ready, err = s.queue(out, ready)
+			ready, err = s.queue(out, o.WALDir, ready)
 		}
 		if err == nil && len(ready) == 0 {
 			return nil
@@ -234,7 +245,7 @@ func readySegments(walDir string) ([]string, error) {
 }
 
 // queue clears statuses that nobody will ask for and leaves out what is done.
-func (s *Spool) queue(out string, ready []string) ([]string, error) {
+func (s *Spool) queue(out, walDir string, ready []string) ([]string, error) {
 	waiting := map[string]bool{}
 	for _, name := range ready {
 		waiting[name] = true
@@ -245,7 +256,7 @@ func (s *Spool) queue(out string, ready []string) ([]string, error) {
 	}
 	for _, e := range entries {
 		name, ok := strings.CutSuffix(e.Name(), ".ok")
-		if ok && waiting[name] {
+		if ok && waiting[name] && !outdated(walDir, out, name) {
 			delete(waiting, name)
 			continue
 		}
@@ -330,8 +341,13 @@ func (s Spool) GetSpooled(ctx context.Context, wanted []string, dest string, ret
 	if err := os.MkdirAll(in, 0o750); err != nil {
 		return fmt.Errorf("spool: %w", err)
 	}
+	if err := s.sinceBoot(in); err != nil {
+		return err
+	}
 	name := wanted[0]
-	if _, err := os.Stat(filepath.Join(in, name)); err == nil {
+	if found, err := s.usable(in, name); err != nil {
+		return err
+	} else if found {
 		if err := s.take(in, name, dest); err != nil {
 			return err
 		}
@@ -394,6 +410,9 @@ func (s *Spool) take(in, name, dest string) error {
 
 // refill starts the background process when half of the read-ahead is used up.
 func (s *Spool) refill(ctx context.Context, in string, next []string) error {
+	if len(next) == 0 {
+		return nil
+	}
 	have := 0
 	for _, n := range next {
 		_, err1 := os.Stat(filepath.Join(in, n))
@@ -423,7 +442,7 @@ func (s *Spool) tidy(in string, wanted []string) error {
 	if err != nil {
 		return fmt.Errorf("spool: %w", err)
 	}
-	keep := map[string]bool{}
+	keep := map[string]bool{bootName: true}
 	for _, n := range wanted {
 		keep[n], keep[n+".ok"], keep[n+fetchTemp] = true, true, true // a background process may be at work
 	}
@@ -451,10 +470,10 @@ func (s Spool) GetQueue(ctx context.Context, wanted []string, workers int, get f
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(workers, 1))
 	for i, name := range wanted {
-		if _, err := os.Stat(filepath.Join(in, name)); err == nil {
-			continue
-		}
 		g.Go(func() error {
+			if found, err := s.usable(in, name); found || err != nil {
+				return err
+			}
 			mu.Lock()
 			skip := i > end
 			mu.Unlock()

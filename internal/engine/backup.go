@@ -282,10 +282,13 @@ type backupRun struct {
 	newest  repo.Label     // the label must sort after it
 	resume  *repo.Manifest // of an interrupted run that this one takes over
 	delta   bool           // time stamps are not trusted
-	rate    *rate
-	start   pg.BackupStarted
-	tli     uint32
-	res     BackupResult
+	scanned time.Time      // when the files' time stamps were known
+
+	compareResumed bool // nor are those of the interrupted run
+	rate           *rate
+	start          pg.BackupStarted
+	tli            uint32
+	res            BackupResult
 }
 
 func (p *BackupPlan) run(ctx context.Context) (*BackupResult, error) {
@@ -338,6 +341,9 @@ func (r *backupRun) copyOnline(ctx context.Context) (err error) {
 	}
 	if werr := <-waited; werr != nil && !errors.Is(werr, context.Canceled) {
 		err = werr
+	}
+	if err == nil {
+		err = r.stillStandby(ctx)
 	}
 	if err == nil {
 		err = r.stop(ctx)
@@ -494,7 +500,8 @@ func (r *backupRun) scan(ctx context.Context, spaces []pg.Tablespace, dbs []pg.D
 		return nil, fmt.Errorf("look through %s: %w", r.o.DataDir, err)
 	}
 	// One second later than now: see jobs, which holds back files whose time stamp could still stay the same.
-	r.m.TimeCopyStart = s.o.Now().Unix() + 1
+	r.scanned = s.o.Now()
+	r.m.TimeCopyStart = r.scanned.Unix() + 1
 	timeline := ""
 	if !r.o.Offline {
 		timeline = r.start.Segment[:8]
@@ -648,10 +655,20 @@ func (r *backupRun) publish(ctx context.Context) error {
 	if err := r.m.ValidateComplete(); err != nil {
 		return err
 	}
+	// The lock is that of this host. A backup by another one would have removed what it took for a dead one's.
+	unfinished := repo.ManifestPath(s.o.Stanza, r.m.Label) + ".copy"
+	if _, err := s.o.Storage.Stat(ctx, unfinished); errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%s is gone: the files of this backup were removed while it ran; see whether another host backs up to this repository, and run the backup again", unfinished)
+	} else if err != nil {
+		return err
+	}
 	if err := r.hardlinks(ctx); err != nil {
 		return err
 	}
 	if err := s.makeDirs(ctx, r.m); err != nil {
+		return err
+	}
+	if err := r.refresh(ctx); err != nil {
 		return err
 	}
 	if err := repo.PublishManifest(ctx, s.o.Storage, s.o.Stanza, r.m, r.bi.CipherPass); err != nil {

@@ -18,6 +18,9 @@ import (
 // copyBuffer is how much of a file one worker reads at once, in bytes.
 const copyBuffer = 1 << 20
 
+// clockGrain is how far the clock by which the kernel stamps files may lag behind the time of day: one tick.
+const clockGrain = 20 * time.Millisecond
+
 const controlName = "pg_data/global/pg_control"
 
 // Defaults of BackupOptions, in bytes.
@@ -59,7 +62,7 @@ func (r *backupRun) jobs(work []todo) []job {
 		for _, t := range work {
 			f := &files[t.index]
 			switch {
-			case f.Timestamp >= r.m.TimeCopyStart-1 != hot:
+			case f.Timestamp >= r.scanned.Add(-clockGrain).Unix() != hot:
 			case !r.m.Bundle || f.Size > r.o.BundleLimit:
 				list = append(list, job{files: []todo{t}, hot: hot})
 			case f.Size == 0: // of these a bundled backup stores nothing
@@ -125,7 +128,7 @@ func (r *backupRun) copyFiles(ctx context.Context, work []todo) error {
 		for _, j := range jobs {
 			if j.hot && !waited {
 				waited = true
-				if err := sleepUntil(ctx, r.s.o.Now, time.Unix(r.m.TimeCopyStart, 0)); err != nil {
+				if err := sleepUntil(ctx, r.s.o.Now, time.Unix(r.m.TimeCopyStart, 0).Add(clockGrain)); err != nil {
 					return err
 				}
 			}

@@ -142,6 +142,19 @@ func (r *backupRun) findStandby(ctx context.Context) (*standby, error) {
 	return &standby{conn: conn, dir: filepath.Clean(r.o.StandbyDataDir)}, nil
 }
 
+// stillStandby fails when the standby was promoted while its files were read: they may be of a timeline that this backup's
+// WAL does not lead to.
+func (r *backupRun) stillStandby(ctx context.Context) error {
+	if r.standby == nil {
+		return nil
+	}
+	f, err := r.standby.conn.Facts(ctx)
+	if err == nil && !f.InRecovery {
+		err = errors.New("it was promoted during the backup, its files are worth nothing for it; run the backup again")
+	}
+	return wrap(err, "standby %s", r.standby.dir)
+}
+
 // fromStandby matches the files whose changes are all in the WAL (format page, section 13.5): only these may be read
 // from another server than the one that starts and stops the backup.
 var fromStandby = regexp.MustCompile(`^(pg_data/(base|global|pg_xact|pg_multixact)/|pg_tblspc/)`)
@@ -155,4 +168,24 @@ func (r *backupRun) sourcePath(name string) string {
 		return filepath.Join(r.standby.dir, rest)
 	}
 	return filepath.Join(r.standby.dir, name) // pg_tblspc/<oid> is a link there as well
+}
+
+// refresh reads backup.info again. The lock holds only this host: on another one backups may have been let expire, or been
+// annotated, while this one ran.
+func (r *backupRun) refresh(ctx context.Context) error {
+	s := r.s
+	bi, err := repo.LoadBackupInfo(ctx, s.o.Storage, s.o.Stanza, s.o.Pass)
+	if err != nil {
+		return err
+	}
+	if _, _, err := repo.Reconcile(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass); err != nil {
+		return err
+	}
+	for _, l := range r.m.References {
+		if l != r.m.Label && bi.Find(l) == nil {
+			return fmt.Errorf("backup %s, which this %s backup is built on, was removed while it ran: make the backup again", l, r.Type)
+		}
+	}
+	r.bi = bi
+	return nil
 }

@@ -94,7 +94,13 @@ func (w *fileWork) run(ctx context.Context) (gone bool, err error) {
 		return false, w.storeWhole(ctx)
 	}
 	// The file behind a link has its own name in the scan's map; nothing else may be a link by now.
-	w.file, err = os.OpenFile(w.sourcePath(w.f.Name), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	const how = os.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK
+	w.file, err = os.OpenFile(w.sourcePath(w.f.Name), how, 0)
+	if errors.Is(err, fs.ErrNotExist) && w.standby != nil {
+		// A standby may lack more than what was dropped, for instance a tablespace that is not mounted there. What the
+		// primary has is as good.
+		w.file, err = os.OpenFile(w.sc.path(w.f.Name), how, 0)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return true, nil
 	}
@@ -102,7 +108,7 @@ func (w *fileWork) run(ctx context.Context) (gone bool, err error) {
 		return false, err
 	}
 	defer w.file.Close() // opened for reading: nothing to lose
-	w.src = io.LimitReader(w.file, w.f.Size)
+	w.src = io.LimitReader(readerOf(w.file), w.f.Size)
 	if w.resumed != nil && w.stillGood(ctx, w.resumed, w.buf) {
 		same, err := w.resumedMatches(ctx)
 		if err != nil || same {
@@ -125,7 +131,7 @@ func (w *fileWork) run(ctx context.Context) (gone bool, err error) {
 // rewind starts reading from the beginning again.
 func (w *fileWork) rewind() error {
 	_, err := w.file.Seek(0, io.SeekStart)
-	w.src = io.LimitReader(w.file, w.f.Size)
+	w.src = io.LimitReader(readerOf(w.file), w.f.Size)
 	return err
 }
 
@@ -159,7 +165,7 @@ func (w *fileWork) unchanged(ctx context.Context) (bool, error) {
 // resumedMatches decides whether what an interrupted run stored is still the file: by the time stamp, or with delta by its
 // contents.
 func (w *fileWork) resumedMatches(ctx context.Context) (bool, error) {
-	if w.delta {
+	if w.delta || w.compareResumed || mayLag(w.resume, w.f) {
 		sum, size, err := w.hashSource(ctx)
 		if err != nil {
 			return false, err

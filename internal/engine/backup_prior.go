@@ -94,15 +94,21 @@ func (p *BackupPlan) merge(m *repo.Manifest, timeline string, now int64, delta b
 				inherit(f, was, p.prior.Label)
 				return
 			}
-		case f.Size == was.Size && f.Timestamp == was.Timestamp && !delta:
+		case f.Size == was.Size && f.Timestamp == was.Timestamp && !delta && !mayLag(p.prior, f):
 			inherit(f, was, p.prior.Label)
 			return
 		case f.Size == was.Size && was.SHA1 != "":
-			t.compare = delta || f.Size <= smallFile
+			t.compare = delta || f.Size <= smallFile || f.Timestamp == was.Timestamp
 		}
 		work = append(work, t)
 	})
 	return work, delta
+}
+
+// mayLag: an earlier backup has the time stamp of the primary but the contents of the standby, where a page that the primary
+// wrote after that backup's start may have been in memory only. Its WAL has the change; the WAL of this backup has not.
+func mayLag(earlier *repo.Manifest, f *repo.File) bool {
+	return earlier.Options.BackupStandby && f.Timestamp >= earlier.TimeStart-1 && fromStandby.MatchString(f.Name)
 }
 
 // eachPair walks two sorted lists of files together; was is nil for a file that only the first has.

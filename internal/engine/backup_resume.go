@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"strings"
 
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
@@ -68,6 +69,10 @@ func (r *backupRun) notResumable(label repo.Label, old *repo.Manifest, err error
 func (r *backupRun) resumeFiles(ctx context.Context, work []todo) error {
 	if r.resume == nil {
 		return nil
+	}
+	if old := r.resume; !r.delta && (old.Options.Online != r.m.Options.Online || old.ArchiveStart != "" && !strings.HasPrefix(old.ArchiveStart, r.m.ArchiveStart[:min(8, len(r.m.ArchiveStart))])) {
+		r.s.warn("backup %s was interrupted on another timeline, or one of the two is offline: what it stored is compared by checksum", old.Label)
+		r.compareResumed = true
 	}
 	keep := map[string]bool{}
 	old := &repo.Manifest{Files: r.resume.Files}

@@ -20,7 +20,6 @@ type history struct {
 	ai      repo.ArchiveInfo
 	bi      repo.BackupInfo
 	objects map[string]bool // everything but the info files
-	oddDirs []string        // label directories without a manifest, oldest first
 }
 
 // point is a place in the WAL; the segment number goes to FF, as with segments of 16 MiB.

@@ -18,6 +18,7 @@ import (
 	"holdfast/internal/engine"
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
+	"holdfast/test/tally"
 )
 
 // later is a clock past every label that a test's backups may have got.
@@ -367,5 +368,5 @@ func TestFaultsExpireLinks(t *testing.T) {
 	if tested < 9 {
 		t.Errorf("only %d positions", tested)
 	}
-	t.Logf("%d positions of faults", tested)
+	tally.Count(t, "fault positions of engine verbs", tested)
 }

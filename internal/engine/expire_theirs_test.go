@@ -17,6 +17,7 @@ import (
 	"holdfast/internal/engine"
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
+	"holdfast/test/tally"
 )
 
 // backrestExpire runs the real expire on a repository. Its dry run prints what it would remove, but not by object, so it
@@ -123,6 +124,7 @@ func TestExpireTheirs(t *testing.T) {
 		}
 	}
 	t.Logf("%d random histories alike: %d objects removed, %d times one backup, %d refused by both; in %d the archive was not compared", n, removed, set, refused, kept)
+	tally.Count(t, "histories expired as pgbackrest does", n)
 	if removed == 0 || refused == 0 || set == 0 || kept > n/2 {
 		t.Error("the histories do not show enough")
 	}

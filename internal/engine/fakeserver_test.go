@@ -38,7 +38,8 @@ type fakeServer struct {
 	mu        sync.Mutex
 	sessions  map[net.Conn]bool // true: in backup mode
 	stopping  bool
-	position  pg.LSN    // end of the WAL
+	position  pg.LSN // end of the WAL
+	timeline  uint32
 	clock     time.Time // of the server; each backup takes a minute and begins an hour after the one before
 	databases []pg.Database
 	spaces    []pg.Tablespace
@@ -56,7 +57,7 @@ type fakeServer struct {
 func newFakeServer(t testing.TB, version pg.Version) *fakeServer {
 	t.Helper()
 	f := &fakeServer{dir: filepath.Join(scratch(t), "data"), sockets: scratch(t), version: version, sessions: map[net.Conn]bool{},
-		clock: time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC), position: 0x2000000}
+		clock: time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC), position: 0x2000000, timeline: 1}
 	f.databases = []pg.Database{{Name: "app", OID: 16384, LastSystemID: 4}, {Name: "postgres", OID: 5, LastSystemID: 4},
 		{Name: "template0", OID: 4, LastSystemID: 4}, {Name: "template1", OID: 1, LastSystemID: 4}}
 	for _, d := range []string{"global", "base/1", "base/5", "base/16384", "pg_wal/archive_status", "pg_tblspc", "pg_xact"} {
@@ -199,8 +200,9 @@ func (f *fakeServer) checkpoint() error {
 	if err != nil {
 		return err
 	}
-	const checkpoint, dataChecksum = 32, 252
+	const checkpoint, timeline, dataChecksum = 32, 48, 252
 	binary.LittleEndian.PutUint64(b[checkpoint:], uint64(f.position))
+	binary.LittleEndian.PutUint32(b[timeline:], f.timeline)
 	binary.LittleEndian.PutUint32(b[dataChecksum:], f.checksums)
 	crc := 288
 	if f.version >= 18 {
@@ -230,7 +232,7 @@ func (f *fakeServer) segment(name string) (string, error) {
 
 // switchWAL completes and archives the current segment.
 func (f *fakeServer) switchWAL() error {
-	name := pg.SegmentName(1, f.position, segmentSize)
+	name := pg.SegmentName(f.timeline, f.position, segmentSize)
 	f.position = (f.position/segmentSize + 1) * segmentSize
 	file, err := f.segment(name)
 	if err == nil && f.archive != nil {
@@ -257,7 +259,7 @@ func (f *fakeServer) answer(c net.Conn, sql string, execute bool) (rows [][]valu
 		return [][]value{{{pgtype.TimestamptzOID, f.clock}, text("default label")}}, nil
 	case has("backup_stop(") || has("stop_backup("):
 		at := f.position + 0x100
-		name := pg.SegmentName(1, at, segmentSize)
+		name := pg.SegmentName(f.timeline, at, segmentSize)
 		row := []value{text(at.String()), text(name), text("START WAL LOCATION: 0/0 (file " + name + ")\n"), text(""),
 			{pgtype.TimestamptzOID, f.clock.Add(time.Minute)}, {pgtype.Int4OID, int32(1)}}
 		if execute {
@@ -272,9 +274,9 @@ func (f *fakeServer) answer(c net.Conn, sql string, execute bool) (rows [][]valu
 			f.position += 0x28
 			err = f.checkpoint()
 		}
-		return [][]value{{text(f.position.String()), text(pg.SegmentName(1, f.position, segmentSize))}}, err
+		return [][]value{{text(f.position.String()), text(pg.SegmentName(f.timeline, f.position, segmentSize))}}, err
 	case has("timeline_id"):
-		return [][]value{{{pgtype.Int4OID, int32(1)}}}, nil
+		return [][]value{{{pgtype.Int4OID, int32(f.timeline)}}}, nil
 	case has("with session"):
 		return [][]value{{{pgtype.Int8OID, int64(segmentSize)}, {pgtype.Int8OID, int64(0)}}}, nil
 	case has("pg_control_system"):
@@ -293,7 +295,7 @@ func (f *fakeServer) answer(c net.Conn, sql string, execute bool) (rows [][]valu
 		if execute {
 			err = f.switchWAL()
 		}
-		return [][]value{{text(f.position.String()), text(pg.SegmentName(1, f.position, segmentSize))}}, err
+		return [][]value{{text(f.position.String()), text(pg.SegmentName(f.timeline, f.position, segmentSize))}}, err
 	case has("pg_stat_archiver"):
 		return [][]value{{{pgtype.Int8OID, int64(0)}, {pgtype.TextOID, nil}, {pgtype.TimestamptzOID, nil}, {pgtype.TextOID, nil}, text("true"), text("")}}, nil
 	case has("from pg_database"):

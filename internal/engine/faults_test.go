@@ -16,6 +16,7 @@ import (
 	"holdfast/internal/engine"
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
+	"holdfast/test/tally"
 )
 
 // faultTest holds one verb against every fault at every call to storage.
@@ -70,7 +71,7 @@ func (f faultTest) each(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d positions of faults", tested)
+	tally.Count(t, "fault positions of engine verbs", tested)
 }
 
 func (f faultTest) look(t *testing.T, turn int, at string, clean *storage.Mem, err error) {

@@ -141,13 +141,17 @@ func (s *Stanza) pushSegment(ctx context.Context, dir, name string, f *os.File, 
 		return PushOutcome{}, fmt.Errorf("%w: %s has SHA-1 %s, the file to push %s; two clusters may be archiving to stanza %s: see archive_command on each", ErrArchiveConflict, o.name, o.sha1, sum, s.o.Stanza)
 	}
 	object := dir + "/" + name + "-" + sum + spec.Compress.Ext()
+	s.step("archive-push", "store", object)
 	if stored != nil {
-		return PushOutcome{Object: object}, storage.WriteAll(ctx, s.o.Storage, object, stored)
+		err = storage.WriteAll(ctx, s.o.Storage, object, stored)
+	} else if _, err = f.Seek(0, io.SeekStart); err == nil {
+		err = s.store(ctx, object, spec, f, sum)
 	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
+	if err != nil {
 		return PushOutcome{}, err
 	}
-	return PushOutcome{Object: object}, s.store(ctx, object, spec, f, sum)
+	s.step("archive-push", "stored", object)
+	return PushOutcome{Object: object}, nil
 }
 
 // encodeInMemory reads the file once, hashing and compressing at the same time.
@@ -340,6 +344,7 @@ func (s *Stanza) fetch(ctx context.Context, object string, spec repo.StreamSpec,
 	}
 	defer r.Close()
 	tmp := dest + fetchTemp
+	s.step("archive-get", "fetch", object)
 	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
@@ -359,6 +364,7 @@ func (s *Stanza) fetch(ctx context.Context, object string, spec repo.StreamSpec,
 	if err := f.Close(); err != nil {
 		return err
 	}
+	s.step("archive-get", "place", dest)
 	// No fsync: PostgreSQL reads the file at once and asks for it again after a crash.
 	return os.Rename(tmp, dest)
 }

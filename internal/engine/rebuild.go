@@ -48,6 +48,9 @@ func (s *Stanza) rebuild(ctx context.Context, c pg.Control) (*RebuildResult, err
 		if s.o.Pass != "" {
 			return nil, fmt.Errorf("the repository is encrypted, and the passphrases of WAL and backups are in the lost file only: restore it from a copy of the repository (%w)", errors.Join(aerr, berr))
 		}
+		if err := s.reallyLost(ctx, aerr, berr); err != nil {
+			return nil, err
+		}
 		history, err := s.findHistory(ctx, ai, bi)
 		if err != nil {
 			return nil, err
@@ -58,8 +61,12 @@ func (s *Stanza) rebuild(ctx context.Context, c pg.Control) (*RebuildResult, err
 		}
 		if berr != nil {
 			bi = &repo.BackupInfo{BackrestVersion: s.o.Version, Current: current.ID, History: history}
-			if _, _, err := repo.Reconcile(ctx, s.o.Storage, s.o.Stanza, bi, ""); err != nil {
+			_, warnings, err := repo.Reconcile(ctx, s.o.Storage, s.o.Stanza, bi, "")
+			if err != nil {
 				return nil, err
+			}
+			for _, w := range warnings {
+				s.warn("%s", w)
 			}
 			s.step("rebuild", "write", "backup.info")
 			if err := repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, bi, ""); err != nil {
@@ -86,6 +93,43 @@ func (s *Stanza) rebuild(ctx context.Context, c pg.Control) (*RebuildResult, err
 		res.History = append(res.History, repo.ArchiveID(db.Version, db.ID))
 	}
 	return res, nil
+}
+
+// reallyLost makes sure that what is about to be written anew is missing or damaged, and not only out of reach for the
+// moment or encrypted: it may know what nothing else does.
+func (s *Stanza) reallyLost(ctx context.Context, aerr, berr error) error {
+	for name, why := range map[string]error{repo.ArchiveDir(s.o.Stanza) + "/archive.info": aerr, repo.BackupDir(s.o.Stanza) + "/backup.info": berr} {
+		if why == nil {
+			continue
+		}
+		faults, err := repo.CheckCopies(ctx, s.o.Storage, name, s.o.Pass)
+		if err == nil && len(faults) < 2 {
+			err = fmt.Errorf("one of its copies is whole and yet can't be used, so that it is not written anew: %w", why)
+		}
+		if err != nil {
+			return err
+		}
+		for _, f := range faults {
+			if !damaged(f.Err) {
+				return fmt.Errorf("%s is not lost, but it can't be read now: %w", f.Object, f.Err)
+			}
+		}
+	}
+	return nil
+}
+
+// damaged: the object is not there or its bytes are wrong, as opposed to a storage that can't be asked, or a passphrase that
+// is missing.
+func damaged(err error) bool {
+	if errors.Is(err, repo.ErrSealed) {
+		return false
+	}
+	for _, known := range []error{fs.ErrNotExist, repo.ErrFormat, repo.ErrChecksum, repo.ErrCorrupt, repo.ErrTrailingData} {
+		if errors.Is(err, known) {
+			return true
+		}
+	}
+	return false
 }
 
 // findHistory collects the clusters that the stanza has had, ascending by id; at least one.
@@ -120,6 +164,9 @@ func (s *Stanza) findHistory(ctx context.Context, ai *repo.ArchiveInfo, bi *repo
 			return nil, ctx.Err()
 		}
 		if err != nil {
+			if !damaged(err) {
+				return nil, err // forgotten by backup.info it would expire
+			}
 			s.warn("backup %s can't be used: %v", d.Label, err)
 			continue
 		}

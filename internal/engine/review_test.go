@@ -1,6 +1,10 @@
 package engine_test
 
 import (
+	"context"
+	"crypto/sha1"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -117,7 +121,7 @@ func TestVerifyReadsWhatNoManifestHolds(t *testing.T) {
 			object, at, _, _ := fm.Object("demo", fm.File(damaged))
 			b, err := storage.ReadAll(t.Context(), m, object, 8<<20)
 			must(t, err)
-			b[at+20_000] ^= 1
+			b[at+15_000] ^= 1
 			must(t, storage.WriteAll(t.Context(), m, object, b))
 			for _, set := range []repo.Label{"", incr.Label} {
 				res, err := r.stanza(m).Verify(t.Context(), engine.VerifyOptions{Set: set})
@@ -129,5 +133,227 @@ func TestVerifyReadsWhatNoManifestHolds(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestRebuildKeepsWhatIsOnlyOutOfReach: an info file that could not be read this time is not lost, nor is one that is
+// encrypted when no passphrase is given. Neither may be written anew: what only it knows would be gone.
+func TestRebuildKeepsWhatIsOnlyOutOfReach(t *testing.T) {
+	r := newRig(t, 15)
+	r.pass = ""
+	base, _ := r.withBackups(1)
+	for name, f := range map[string]storage.Fault{
+		"both":             {Op: storage.OpOpen, Name: "archive.info*"},
+		"damaged, no copy": {Op: storage.OpOpen, Name: "archive.info.copy"},
+		"backup.info":      {Op: storage.OpOpen, Name: "backup.info*"},
+	} {
+		m := base.CrashClone()
+		if name == "damaged, no copy" {
+			must(t, storage.WriteAll(t.Context(), m, "archive/demo/archive.info", []byte("[torn")))
+		}
+		before := contents(t, m)
+		faulty, err := storage.NewFaulty(m, f)
+		must(t, err)
+		if _, err := r.stanza(faulty).Rebuild(t.Context(), r.control); !errors.Is(err, storage.ErrInjected) {
+			t.Errorf("%s: %v", name, err)
+		}
+		for n, was := range contents(t, m) {
+			if was != before[n] {
+				t.Errorf("%s: %s was written", name, n)
+			}
+		}
+	}
+	// A manifest that can't be read now belongs to a backup that backup.info must not forget.
+	m := base.CrashClone()
+	must(t, m.Remove(t.Context(), "backup/demo/backup.info", "backup/demo/backup.info.copy"))
+	faulty, err := storage.NewFaulty(m, storage.Fault{Op: storage.OpOpen, Name: "backup.manifest*"})
+	must(t, err)
+	if _, err := r.stanza(faulty).Rebuild(t.Context(), r.control); !errors.Is(err, storage.ErrInjected) {
+		t.Errorf("manifest out of reach: %v", err)
+	}
+	// Encrypted, and asked without the passphrase; the backup's own directory was moved away for the moment.
+	r.pass = "sealed"
+	m = storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	before := contents(t, m)
+	r.pass = ""
+	must(t, storage.WriteAll(t.Context(), m, "archive/demo/15-1/0000000100000000/"+segmentObjectName(t, r), segmentBytes(t, r)))
+	if _, err := r.stanza(m).Rebuild(t.Context(), r.control); err == nil || !strings.Contains(err.Error(), "encrypted") {
+		t.Errorf("without the passphrase: %v", err)
+	}
+	must(t, lostInfo(t, before, m))
+}
+
+func segmentBytes(t *testing.T, r *rig) []byte {
+	t.Helper()
+	file, err := r.server.segment("000000010000000000000003")
+	must(t, err)
+	b, err := os.ReadFile(file)
+	must(t, err)
+	return b
+}
+
+func segmentObjectName(t *testing.T, r *rig) string {
+	t.Helper()
+	return fmt.Sprintf("000000010000000000000003-%x", sha1.Sum(segmentBytes(t, r)))
+}
+
+// lostInfo says which objects changed, info files included.
+func lostInfo(t *testing.T, before map[string]string, st storage.Storage) error {
+	t.Helper()
+	now := contents(t, st)
+	for name, was := range before {
+		if now[name] != was {
+			return fmt.Errorf("%s changed", name)
+		}
+	}
+	return nil
+}
+
+// TestResumeDistrustsTimeStamps: an interrupted backup read a file where the time stamp did not tell its state. What it stored
+// is compared with the file before it is taken over.
+func TestResumeDistrustsTimeStamps(t *testing.T) {
+	const size = 200_000
+	for name, c := range map[string]struct {
+		interrupted func(r *rig, s *fakeServer) engine.BackupOptions // options of the run that dies
+		change      func(r *rig, s *fakeServer)                      // between the runs
+		next        func(r *rig, s *fakeServer) engine.BackupOptions
+	}{
+		"standby was behind": {
+			func(r *rig, s *fakeServer) engine.BackupOptions {
+				s.onReplay = func() { r.touch("base/16384/2000", scribble(2, size), 9*time.Minute) }
+				return fromStandby(s, engine.BackupOptions{})
+			},
+			func(r *rig, s *fakeServer) {
+				s.onReplay = nil
+				must(t, os.RemoveAll(s.dir))
+				must(t, os.CopyFS(s.dir, os.DirFS(r.server.dir)))
+			},
+			func(_ *rig, s *fakeServer) engine.BackupOptions { return fromStandby(s, engine.BackupOptions{}) },
+		},
+		"standby was behind, then the primary": {
+			func(r *rig, s *fakeServer) engine.BackupOptions {
+				s.onReplay = func() { r.touch("base/16384/2000", scribble(2, size), 9*time.Minute) }
+				return fromStandby(s, engine.BackupOptions{})
+			},
+			func(_ *rig, s *fakeServer) { s.onReplay = nil },
+			func(*rig, *fakeServer) engine.BackupOptions { return engine.BackupOptions{} },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, 15)
+			m := storage.NewMem(nil)
+			must(t, r.create(t.Context(), m))
+			r.touch("base/16384/2000", scribble(1, size), 20*time.Hour)
+			r.age(20 * time.Hour)
+			r.server.clock = time.Now().Add(-10 * time.Minute)
+			s := r.withStandby()
+			faulty, err := storage.NewFaulty(m, storage.Fault{Op: storage.OpCommit, Nth: 12, Kind: storage.Die})
+			must(t, err)
+			o := c.interrupted(r, s)
+			o.Resume, o.SaveThreshold, o.ProcessMax, o.Compress = true, 1, 1, repo.None
+			if _, err := r.backupWith(t.Context(), faulty, m, o); err == nil {
+				t.Fatal("the fault did not end the backup")
+			}
+			c.change(r, s)
+			r.warned()
+			o = c.next(r, s)
+			o.Resume, o.Compress = true, repo.None
+			res, _ := r.mustBackup(m, o)
+			if got := r.warned(); !strings.Contains(got, "it is resumed") {
+				t.Errorf("warned %q", got)
+			}
+			r.holds(m, res.Label)
+		})
+	}
+}
+
+// TestResumeOfflineComparesContents: an interrupted online backup and an offline one (or one on another timeline) may have
+// seen two data directories.
+func TestResumeOfflineComparesContents(t *testing.T) {
+	const size = 200_000
+	r := newRig(t, 15)
+	m := storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	r.touch("base/16384/2000", scribble(1, size), 20*time.Hour)
+	r.age(20 * time.Hour)
+	file := filepath.Join(r.server.dir, "base/16384/2000")
+	info, err := os.Stat(file)
+	must(t, err)
+	faulty, err := storage.NewFaulty(m, storage.Fault{Op: storage.OpCommit, Nth: 12, Kind: storage.Die})
+	must(t, err)
+	if _, err := r.backupWith(t.Context(), faulty, m, engine.BackupOptions{Resume: true, SaveThreshold: 1, ProcessMax: 1, Compress: repo.None}); err == nil {
+		t.Fatal("the fault did not end the backup")
+	}
+	must(t, os.WriteFile(file, []byte(scribble(2, size)), 0o600))
+	must(t, os.Chtimes(file, info.ModTime(), info.ModTime()))
+	r.warned()
+	plan, err := r.stanza(m).PlanBackup(t.Context(), engine.BackupOptions{DataDir: r.server.dir, Offline: true, Resume: true, Compress: repo.None})
+	must(t, err)
+	res, err := plan.Run(t.Context())
+	must(t, err)
+	if got := r.warned(); !strings.Contains(got, "it is resumed") {
+		t.Errorf("warned %q", got)
+	}
+	r.holds(m, res.Label)
+}
+
+// TestClockGrain: the kernel stamps files by a clock that lags some milliseconds. In the first moments of a second a file may
+// be written and still get the second before as its time stamp; such a file is held back too.
+func TestClockGrain(t *testing.T) {
+	r := newRig(t, 15)
+	m := storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	r.age(20 * time.Hour)
+	second := time.Now().Truncate(time.Second)
+	before := second.Add(-time.Second)
+	must(t, os.Chtimes(filepath.Join(r.server.dir, "base/16384/16385"), before, before))
+	began := time.Now()
+	clock := func() time.Time { // five milliseconds into the second, then some time later
+		if d := time.Since(began); d > 1500*time.Millisecond {
+			return second.Add(5 * time.Second)
+		}
+		return second.Add(5 * time.Millisecond)
+	}
+	plan, err := r.stanzaAt(m, clock).PlanBackup(t.Context(), engine.BackupOptions{DataDir: r.server.dir, Offline: true, Compress: repo.None})
+	must(t, err)
+	_, err = plan.Run(t.Context())
+	must(t, err)
+	if d := time.Since(began); d < time.Second {
+		t.Errorf("the backup took %s: the file was not held back", d)
+	}
+}
+
+// TestRemovedWhileRunning: locks are those of one host. A backup by another host to the same repository takes what is there
+// for the remainder of a dead one and removes it; the backup that comes to its end must not be called complete.
+func TestRemovedWhileRunning(t *testing.T) {
+	r := newRig(t, 15)
+	m := storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	keeper := r.stanza(m)
+	pushed := 0
+	r.archiving = func(file string) error {
+		_, err := keeper.Push(context.Background(), engine.PushOptions{Path: file, DataDir: r.server.dir, Compress: repo.LZ4})
+		if pushed++; pushed < 2 { // the second one is that of pg_backup_stop
+			return err
+		}
+		for d, err := range repo.Labels(context.Background(), m, "demo") {
+			if err != nil {
+				return err
+			}
+			for info, err := range m.List(context.Background(), repo.BackupDir("demo")+"/"+string(d.Label), storage.ListOptions{Recursive: true}) {
+				if err := errors.Join(err, m.Remove(context.Background(), info.Name)); err != nil {
+					return err
+				}
+			}
+		}
+		return err
+	}
+	res, err := r.backupWith(t.Context(), m, m, engine.BackupOptions{})
+	if err == nil || !strings.Contains(err.Error(), "removed") {
+		t.Errorf("result %+v, error: %v", res, err)
+	}
+	if got := r.labels(m); len(got) != 0 {
+		t.Errorf("backups %v", got)
 	}
 }

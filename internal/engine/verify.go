@@ -1,11 +1,11 @@
 package engine
 
 import (
+	"cmp"
 	"context"
-	"crypto/sha1"
-	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"io/fs"
 	"slices"
@@ -67,7 +67,7 @@ func (s *Stanza) Verify(ctx context.Context, o VerifyOptions) (*VerifyResult, er
 	if err != nil {
 		return nil, err
 	}
-	v := &verifier{s: s, ai: ai, bi: bi, workers: max(o.ProcessMax, 1), set: o.Set, bad: map[string]bool{}, badWAL: map[string]bool{}}
+	v := &verifier{s: s, ai: ai, bi: bi, workers: max(o.ProcessMax, 1), set: o.Set, known: map[uint64]bool{}, badWAL: map[string]bool{}}
 	for _, l := range bi.Backups {
 		if o.Set == "" || l.Label == o.Set {
 			v.res.Backups = append(v.res.Backups, l.Label)
@@ -92,7 +92,7 @@ type verifier struct {
 
 	mu     sync.Mutex
 	res    VerifyResult
-	bad    map[string]bool // "<label>/<file>" whose stored bytes are damaged, for the backups that refer to it
+	known  map[uint64]bool // by key: what was read already, and whether it is as it should be
 	badWAL map[string]bool // "<archive id>/<segment>" missing or damaged
 }
 
@@ -211,22 +211,23 @@ func (v *verifier) backup(ctx context.Context, label repo.Label) error {
 		if f.Size == 0 && (m.Bundle || f.Reference != "") { // nothing is stored of it, or not here
 			continue
 		}
-		if f.Reference != "" && v.set == "" { // read with the backup that stored it, before this one
-			if v.isBad(f.Reference, f.Name) {
-				damage++
-			}
+		if f.Reference != "" && v.set == "" {
 			if v.bi.Find(f.Reference) == nil {
 				v.find(label, name, "%s is in backup %s, which is not there", f.Name, f.Reference)
 				damage++
+				continue
 			}
-			continue
+			// Read with the backup that stored it, before this one; unless that one's manifest is lost or says otherwise.
+			if good, read := v.state(fileKey(m, f)); read {
+				if !good {
+					damage++
+				}
+				continue
+			}
 		}
 		g.Go(func() error { return v.file(gctx, m, f) })
 	}
 	if err := g.Wait(); err != nil {
-		return err
-	}
-	if err := v.chains(ctx, m); err != nil {
 		return err
 	}
 	lost, err := v.backupWAL(ctx, m)
@@ -246,20 +247,31 @@ func (v *verifier) backup(ctx context.Context, label repo.Label) error {
 	return nil
 }
 
-func (v *verifier) isBad(label repo.Label, file string) bool {
+// state tells whether something was read already and was good.
+func (v *verifier) state(key uint64) (good, read bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.bad[string(label)+"/"+file]
+	good, read = v.known[key]
+	return good, read
 }
 
-func (v *verifier) markBad(m *repo.Manifest, f *repo.File) {
-	label := f.Reference
-	if label == "" {
-		label = m.Label
-	}
+func (v *verifier) setState(key uint64, good bool) {
 	v.mu.Lock()
-	v.bad[string(label)+"/"+f.Name] = true
+	v.known[key] = good
 	v.mu.Unlock()
+}
+
+// keySeed makes the keys of known: hashes, because there are as many as files in all backups.
+var keySeed = maphash.MakeSeed()
+
+// fileKey stands for the stored bytes of a file and what they should be.
+func fileKey(m *repo.Manifest, f *repo.File) uint64 {
+	return maphash.Comparable(keySeed, [...]any{storedIn(m, f), f.Name, f.SHA1, f.Size, f.RepoSize, f.BundleID, f.BundleOffset, f.BlockMapSize})
+}
+
+// storedIn is the backup that holds a file's bytes.
+func storedIn(m *repo.Manifest, f *repo.File) repo.Label {
+	return cmp.Or(f.Reference, m.Label)
 }
 
 // file reads one file as this manifest describes it.
@@ -275,116 +287,8 @@ func (v *verifier) file(ctx context.Context, m *repo.Manifest, f *repo.File) err
 	default:
 		ok, err = v.compare(ctx, m.Label, object, offset, length, spec, f.SHA1, f.Size)
 	}
-	if !ok {
-		v.markBad(m, f)
-	}
+	v.setState(fileKey(m, f), ok)
 	return err
-}
-
-// image compares the stored bytes of a block incremental image with their checksum and looks at its map.
-func (v *verifier) image(ctx context.Context, m *repo.Manifest, f *repo.File, object string, offset, length int64, spec repo.StreamSpec) (bool, error) {
-	r, err := v.s.o.Storage.Open(ctx, object, offset, length)
-	if errors.Is(err, fs.ErrNotExist) {
-		v.find(m.Label, object, "missing")
-		return false, nil
-	}
-	h := sha1.New()
-	var tail tailWriter
-	tail.keep = int(f.BlockMapSize)
-	if err == nil {
-		_, err = io.Copy(io.MultiWriter(h, &tail), &ctxReader{ctx, r})
-		err = errors.Join(err, r.Close())
-	}
-	if ctx.Err() != nil {
-		return false, ctx.Err()
-	}
-	v.read(length, f.Size)
-	if err != nil {
-		v.find(m.Label, object, "%v", err)
-		return false, nil
-	}
-	if sum := hex.EncodeToString(h.Sum(nil)); sum != f.RepoSHA1 {
-		v.find(m.Label, object, "%s: SHA-1 of the stored blocks is %s, should be %s", f.Name, sum, f.RepoSHA1)
-		return false, nil
-	}
-	bm, err := repo.ReadBlockMap(&tail, f.BlockSize, f.BlockSumSize, spec.Pass)
-	if err == nil && int64(len(bm.Blocks)) != (f.Size+f.BlockSize-1)/f.BlockSize {
-		err = fmt.Errorf("the block map has %d blocks, a file of %d bytes needs %d", len(bm.Blocks), f.Size, (f.Size+f.BlockSize-1)/f.BlockSize)
-	}
-	if err == nil && slices.ContainsFunc(bm.Blocks, func(b repo.BlockRef) bool { return b.Reference >= len(m.References) }) {
-		err = errors.New("the block map names a backup that the manifest does not know")
-	}
-	if err != nil {
-		v.find(m.Label, object, "%s: %v", f.Name, err)
-		return false, nil
-	}
-	return true, nil
-}
-
-// tailWriter keeps the last bytes written to it, for reading afterwards.
-type tailWriter struct {
-	keep int
-	b    []byte
-}
-
-func (t *tailWriter) Write(p []byte) (int, error) {
-	t.b = append(t.b, p[max(0, len(p)-t.keep):]...)
-	if extra := len(t.b) - t.keep; extra > 0 {
-		t.b = append(t.b[:0], t.b[extra:]...)
-	}
-	return len(p), nil
-}
-
-func (t *tailWriter) Read(p []byte) (int, error) {
-	if len(t.b) == 0 {
-		return 0, io.EOF
-	}
-	n := copy(p, t.b)
-	t.b = t.b[n:]
-	return n, nil
-}
-
-// chains looks at the earlier images of block incremental files. When all backups are verified these have been read; for
-// one backup they are read now, by the manifests of the backups that stored them.
-func (v *verifier) chains(ctx context.Context, m *repo.Manifest) error {
-	blocks := slices.ContainsFunc(m.Files, func(f repo.File) bool { return f.BlockMapSize > 0 })
-	if !blocks || len(m.References) < 2 {
-		return nil
-	}
-	for _, label := range m.References[:len(m.References)-1] {
-		if v.set == "" {
-			for i := range m.Files {
-				if f := &m.Files[i]; f.BlockMapSize > 0 && f.Reference != label && v.isBad(label, f.Name) {
-					v.find(m.Label, f.Name, "blocks of it are in the damaged backup %s", label)
-				}
-			}
-			continue
-		}
-		if v.bi.Find(label) == nil {
-			continue // expired as a whole: nothing here may refer to it, and the files' own checks say so
-		}
-		earlier, err := repo.LoadManifest(ctx, v.s.o.Storage, v.s.o.Stanza, label, v.bi.CipherPass)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if err != nil {
-			v.find(m.Label, repo.ManifestPath(v.s.o.Stanza, label), "%v", err)
-			continue
-		}
-		for i := range m.Files {
-			f := earlier.File(m.Files[i].Name)
-			if m.Files[i].BlockMapSize == 0 || f == nil || f.BlockMapSize == 0 || f.Reference != "" || m.Files[i].Reference == label {
-				continue
-			}
-			object, offset, length, spec := earlier.Object(v.s.o.Stanza, f)
-			if ok, err := v.image(ctx, earlier, f, object, offset, length, spec); err != nil {
-				return err
-			} else if !ok {
-				v.find(m.Label, f.Name, "blocks of it are in the damaged backup %s", label)
-			}
-		}
-	}
-	return nil
 }
 
 // read counts.

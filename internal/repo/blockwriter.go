@@ -76,8 +76,11 @@ func NewBlockWriter(open func() (io.Writer, error), o BlockWriterOptions) (*Bloc
 	}
 	o.Spec.Raw = true
 	o.SuperSize = blocksIn(max(o.SuperSize, 1), o.BlockSize) * o.BlockSize
-	return &BlockWriter{o: o, w: &countingWriter{open: open, sum: sha1.New()}, sum: sha1.New(), block: make([]byte, 0, o.BlockSize),
-		m: BlockMap{BlockSize: o.BlockSize, ChecksumSize: o.ChecksumSize}}, nil
+	m := BlockMap{BlockSize: o.BlockSize, ChecksumSize: o.ChecksumSize}
+	if o.Prior != nil { // about as many again: growing by and by would hold the list twice
+		m.Blocks = make([]BlockRef, 0, len(o.Prior.Blocks)+len(o.Prior.Blocks)/64)
+	}
+	return &BlockWriter{o: o, w: &countingWriter{open: open, sum: sha1.New()}, sum: sha1.New(), block: make([]byte, 0, o.BlockSize), m: m}, nil
 }
 
 // Write takes the next bytes of the file. The first error sticks.

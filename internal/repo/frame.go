@@ -13,12 +13,19 @@ import (
 // only the first member (format page, section 8.2).
 func (c CompressType) Frames() bool { return c == ZST || c == LZ4 }
 
-// frameWindow is as far as a match may reach back within a frame, in bytes: that of the largest frames in use.
-const frameWindow = 256 << 10
+// smallFrame is the size in bytes of the frames of a WAL segment.
+const smallFrame = 256 << 10
 
-// frameEncoders are zstd encoders that take a whole frame from memory. They are small, because archive-push makes new ones
-// for every segment and touching fresh memory is a tenth of what it costs.
-var frameEncoders [4]sync.Pool
+// frameEncoders are zstd encoders that take a whole frame from memory, by effort, those for small frames first. These are
+// small, because archive-push makes new ones for every segment, and touching fresh memory is a tenth of what it costs.
+var frameEncoders [4][2]sync.Pool
+
+func newFrameEncoder(effort int, small bool) (compressor, error) {
+	if small {
+		return newZST(effort, smallFrame, zstd.WithLowerEncoderMem(true))
+	}
+	return newZST(effort, zstWindows[effort])
+}
 
 // AppendFrame compresses p as one frame and appends it to dst. Only for types of which Frames is true; the passphrase and
 // the framing of spec are not looked at.
@@ -26,9 +33,14 @@ func AppendFrame(dst, p []byte, spec StreamSpec) ([]byte, error) {
 	switch spec.Compress {
 	case ZST:
 		effort := zstEffort(spec.Level)
-		e, ok := frameEncoders[effort].Get().(*zstd.Encoder)
+		small := len(p) <= smallFrame
+		pool := &frameEncoders[effort][0]
+		if !small {
+			pool = &frameEncoders[effort][1]
+		}
+		e, ok := pool.Get().(*zstd.Encoder)
 		if !ok {
-			c, err := newZST(effort, frameWindow, zstd.WithLowerEncoderMem(true))
+			c, err := newFrameEncoder(effort, small)
 			if err != nil {
 				return nil, fmt.Errorf("prepare zst compression: %w", err)
 			}
@@ -36,7 +48,7 @@ func AppendFrame(dst, p []byte, spec StreamSpec) ([]byte, error) {
 				return nil, fmt.Errorf("prepare zst compression: no frames from %T", c)
 			}
 		}
-		defer frameEncoders[effort].Put(e)
+		defer pool.Put(e)
 		return e.EncodeAll(p, dst), nil
 	case LZ4:
 		buf := bytes.NewBuffer(dst)

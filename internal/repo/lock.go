@@ -145,13 +145,34 @@ func lockFile(path string) (*os.File, error) {
 		}
 		same, err := stillNamed(f, path)
 		if err == nil && same {
-			return f, nil
+			if err = handOver(f); err == nil {
+				return f, nil
+			}
 		}
 		f.Close() // nothing was written
 		if err != nil {
 			return nil, err
 		}
 	}
+}
+
+// handOver gives a lock file that root made to the owner of the lock path: should we be killed it stays, and the server's
+// user, whom pgbackrest runs as, must still be able to open it. Another link to the file could be anything: it is left alone.
+func handOver(f *os.File) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	var file, dir syscall.Stat_t
+	if err := errors.Join(syscall.Fstat(int(f.Fd()), &file), syscall.Stat(filepath.Dir(f.Name()), &dir)); err != nil {
+		return fmt.Errorf("look at lock file: %w", err)
+	}
+	if file.Uid != 0 || file.Nlink != 1 || dir.Uid == 0 {
+		return nil
+	}
+	if err := f.Chown(int(dir.Uid), int(dir.Gid)); err != nil {
+		return fmt.Errorf("lock file: %w", err)
+	}
+	return nil
 }
 
 // tryFlock locks f and reports false when another process has it.

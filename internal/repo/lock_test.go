@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 )
 
@@ -215,5 +216,35 @@ func TestStopped(t *testing.T) {
 	// A lock path that is no directory is not "not stopped".
 	if _, _, err := Stopped(StopPath(dir, "demo"), "demo"); err == nil || errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("lock path is a file: %v", err)
+	}
+}
+
+// TestLockOwner: a lock file that outlives a killed root process belongs to the lock path's owner, another's link does not.
+func TestLockOwner(t *testing.T) {
+	server := os.Geteuid()
+	if server == 0 { // nobody else can give files away
+		server = 70001
+	}
+	dir := filepath.Join(t.TempDir(), "lock")
+	other := filepath.Join(filepath.Dir(dir), "other")
+	paths := LockPaths(dir, "main", LockBackup, 1)
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, server, -1), os.WriteFile(other, nil, 0o600), os.Link(other, paths[1])); err != nil {
+		t.Fatal(err)
+	}
+	l, err := AcquireLock(dir, "main", LockBackup, 1, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]int{paths[0]: server, other: os.Geteuid()} {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if uid := int(info.Sys().(*syscall.Stat_t).Uid); uid != want {
+			t.Errorf("%s belongs to %d, want %d", path, uid, want)
+		}
+	}
+	if err := l.Release(); err != nil {
+		t.Error(err)
 	}
 }

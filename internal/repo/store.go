@@ -165,6 +165,9 @@ func readObject[T any](ctx context.Context, s storage.Storage, name string, spec
 	return parse(r)
 }
 
+// ErrSealed comes together with ErrFormat: an info file or manifest is not damaged, it is read without its passphrase.
+var ErrSealed = errors.New("the file is encrypted and no cipher pass is set")
+
 // refuseSealed looks at the first bytes: an encrypted file read as plain deserves a better message than "format error".
 func refuseSealed(f io.Reader) (io.Reader, error) {
 	const magic = "Salted__"
@@ -174,7 +177,7 @@ func refuseSealed(f io.Reader) (io.Reader, error) {
 		return nil, err
 	}
 	if string(first[:n]) == magic {
-		return nil, fmt.Errorf("%w: the file is encrypted and no cipher pass is set", ErrFormat)
+		return nil, fmt.Errorf("%w: %w", ErrFormat, ErrSealed)
 	}
 	return io.MultiReader(bytes.NewReader(first[:n]), f), nil
 }

@@ -21,6 +21,9 @@ func (w *world) measureArchive(ctx context.Context) error {
 	}
 	for round := range w.set.rounds {
 		for _, t := range order(round, w.ours, w.theirs) {
+			if err := w.freshStanza(ctx, t); err != nil {
+				return err
+			}
 			if err := w.pushAndGet(ctx, t, round, segments, filepath.Join(w.dir, "fetched")); err != nil {
 				return err
 			}
@@ -31,9 +34,6 @@ func (w *world) measureArchive(ctx context.Context) error {
 
 // pushAndGet measures the pushes of all segments together, then the gets.
 func (w *world) pushAndGet(ctx context.Context, t tool, round int, segments []string, dest string, more ...string) error {
-	if err := w.freshStanza(ctx, t); err != nil {
-		return err
-	}
 	how := w.set.types[0]
 	if len(more) > 0 {
 		how += " async"
@@ -132,23 +132,28 @@ func (w *world) reap(s *sample) error {
 	}
 }
 
-// measureAsync pushes and gets the segments from a directory that looks like a server's, where all of them are waiting.
+// measureAsync pushes and gets the segments of a directory that looks like a server's, where all of them are waiting.
 func (w *world) measureAsync(ctx context.Context) error {
 	segments, err := w.fullSegments()
 	if err != nil {
 		return err
 	}
+	spool := filepath.Join(w.dir, "spool")
 	for round := range w.set.rounds {
 		for _, t := range order(round, w.ours, w.theirs) {
-			waiting, err := w.waitingSegments(segments)
+			data := filepath.Join(w.dir, "server")
+			waiting, err := w.waitingSegments(data, segments)
 			if err != nil {
 				return err
 			}
-			spool := filepath.Join(w.dir, "spool")
 			if err := w.fresh(spool); err != nil {
 				return err
 			}
-			err = w.pushAndGet(ctx, t, round, waiting, filepath.Join(filepath.Dir(waiting[0]), "RECOVERYXLOG"),
+			if err := w.freshStanza(ctx, t); err != nil {
+				return err
+			}
+			t.data = data
+			err = w.pushAndGet(ctx, t, round, waiting, filepath.Join(data, "pg_wal", "RECOVERYXLOG"),
 				"--archive-async", "--spool-path="+spool, w.locks, w.processes())
 			if err != nil {
 				return err
@@ -158,12 +163,22 @@ func (w *world) measureAsync(ctx context.Context) error {
 	return nil
 }
 
-// waitingSegments links the segments into a pg_wal directory with the mark that says they are to be archived.
-func (w *world) waitingSegments(segments []string) ([]string, error) {
-	wal := filepath.Join(w.dir, "pg_wal")
+// waitingSegments makes a data directory of the control file alone and links the segments into its pg_wal with the mark
+// that says they are to be archived.
+func (w *world) waitingSegments(data string, segments []string) ([]string, error) {
+	wal, global := filepath.Join(data, "pg_wal"), filepath.Join(data, "global")
 	status := filepath.Join(wal, "archive_status")
-	if err := errors.Join(w.fresh(wal), w.fresh(status)); err != nil {
+	if err := errors.Join(w.fresh(data), w.fresh(global), w.fresh(wal), w.fresh(status)); err != nil {
 		return nil, err
+	}
+	for _, name := range []string{"PG_VERSION", "global/pg_control"} {
+		content, err := os.ReadFile(filepath.Join(w.data, name))
+		if err == nil {
+			err = w.write(filepath.Join(data, name), content)
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
 	var waiting []string
 	for _, from := range segments {
@@ -171,13 +186,17 @@ func (w *world) waitingSegments(segments []string) ([]string, error) {
 		if err := os.Link(from, to); err != nil {
 			return nil, err
 		}
-		mark := filepath.Join(status, filepath.Base(from)+".ready")
-		if err := errors.Join(os.WriteFile(mark, nil, 0o600), w.own(mark)); err != nil {
+		if err := w.write(filepath.Join(status, filepath.Base(from)+".ready"), nil); err != nil {
 			return nil, err
 		}
 		waiting = append(waiting, to)
 	}
 	return waiting, nil
+}
+
+// write makes a file of the bench user's.
+func (w *world) write(name string, content []byte) error {
+	return errors.Join(os.WriteFile(name, content, 0o600), w.own(name))
 }
 
 // startRuns is how often a short invocation is repeated in one sample.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,7 @@ type tool struct {
 	common []string // options of every verb
 	backup []string // options of backup alone
 	create []string // options of stanza-create
+	data   string   // data directory, when it is not the cluster's
 }
 
 func (t tool) command(verb string, args ...string) []string {
@@ -42,7 +44,7 @@ func (t tool) command(verb string, args ...string) []string {
 }
 
 func (w *world) stanza(t tool) []string {
-	return []string{"--stanza=bench", "--repo1-path=" + t.repo, "--pg1-path=" + w.data}
+	return []string{"--stanza=bench", "--repo1-path=" + t.repo, "--pg1-path=" + cmp.Or(t.data, w.data)}
 }
 
 func (w *world) server() []string {

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"holdfast/internal/pg/pgtest"
+	"holdfast/test/tally"
 )
 
 // chain is one combination of the matrix: what cluster, how a repository is written, and which program makes what.
@@ -129,7 +130,7 @@ func TestMixedChains(t *testing.T) {
 			r.restoreAlike(r.labels()[0])
 		})
 	}
-	t.Cleanup(func() { t.Logf("%d combinations, which cover every pair of values", len(chains)) })
+	t.Cleanup(func() { tally.Count(t, "combinations of the interop matrix (every pair of values)", len(chains)) })
 }
 
 // dropIn is our program under the name of the other.

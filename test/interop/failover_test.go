@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"holdfast/internal/pg/pgtest"
+	"holdfast/test/tally"
 )
 
 // replayAll replays count random targets of every type, which begin with the backup set.
@@ -87,5 +88,5 @@ func TestPointInTimeAcrossFailover(t *testing.T) {
 		older.replayAll(t, "of the old cluster", 4, "--set="+first)
 		upgraded.replayAll(t, "of the new cluster", 8)
 	})
-	t.Logf("%d targets on three timelines of two clusters", len(targetTypes)*(8+16+4+4+8))
+	tally.Count(t, "recovery targets across timelines", len(targetTypes)*(8+16+4+4+8))
 }

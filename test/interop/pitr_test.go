@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"holdfast/internal/pg"
+	"holdfast/test/tally"
 )
 
 var targetTypes = []string{"time", "xid", "lsn", "name"}
@@ -46,6 +47,7 @@ func TestPointInTime(t *testing.T) {
 				p.ends(t)
 			})
 			t.Logf("%d targets of each of %d types on PostgreSQL %s, among %d rows and %d backups", targets, len(targetTypes), v, len(p.entries), len(p.backups))
+			tally.Count(t, "recovery targets", targets*len(targetTypes))
 		})
 	}
 }

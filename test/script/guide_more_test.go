@@ -104,3 +104,26 @@ func TestOffline(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// TestBlockIncremental: repo-block stores what changed of a large file, and every backup of the chain comes back.
+func TestBlockIncremental(t *testing.T) {
+	r := newRig(t, "repo1-retention-full=2\nrepo1-bundle=y\nrepo1-block=y\ncompress-type=zst\nlog-level-console=info")
+	r.run("--stanza=demo stanza-create")
+	r.insert("full")
+	r.c.Exec(t, "create table large as select g, md5(g::text) as sum from generate_series(1, 100000) g", "create index on large (g)")
+	full := r.backup0("--stanza=demo --start-fast --type=full backup")
+	r.insert("incr")
+	r.c.Exec(t, "update large set sum = 'changed' where g = 50000")
+	incr := r.backup0("--stanza=demo --start-fast backup")
+	has(t, r.run("repo-get backup/demo/"+incr+"/backup.manifest"), "\"bi\":", "\"bim\":")
+	r.archive()
+	for set, want := range map[string]string{full: "full 0", incr: "full incr 1"} {
+		r.lose()
+		r.run("--stanza=demo --set=" + set + " --type=immediate --target-action=promote --recovery-option=archive_mode=off restore")
+		r.start()
+		if got := r.rows() + " " + r.c.QueryString(t, "select count(*)::text from large where sum = 'changed'"); got != want {
+			t.Errorf("%s: %s, want %s", set, got, want)
+		}
+	}
+	r.run("--stanza=demo verify")
+}

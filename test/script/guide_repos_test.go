@@ -51,7 +51,7 @@ func TestEncryption(t *testing.T) {
 	r.configure("repo1-cipher-type=aes-256-cbc\n")
 	has(t, r.want(37, "--stanza=demo verify"), "verify command requires option: repo1-cipher-pass")
 	r.env = []string{"PGBACKREST_REPO1_CIPHER_PASS=wrong"}
-	if wrong := r.program(r.name, "--config="+r.conf, "--stanza=demo", "verify"); wrong.code == 0 || wrong.code == 37 || !strings.Contains(wrong.errs, "passphrase") {
+	if wrong := r.program(r.name, "--config="+r.conf, "--stanza=demo", "verify"); wrong.code != 95 || !strings.Contains(wrong.errs, "passphrase") {
 		t.Errorf("a wrong passphrase: %+v", wrong)
 	}
 	r.env = []string{"PGBACKREST_REPO1_CIPHER_PASS=" + pass}

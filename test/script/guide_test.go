@@ -150,7 +150,6 @@ func TestPointInTime(t *testing.T) {
 	time.Sleep(20 * time.Millisecond)
 	r.c.Exec(t, "drop table important_table")
 	r.archive()
-	env := r.env
 	for _, c := range []struct {
 		target, want string
 	}{{"--type=time|--target=" + moment, "also kept"}, {"--type=name|--target=before_drop", "also kept"}, {"--type=lsn|--target=" + lsn, "also kept"}, {"--type=immediate|--set=" + label, "kept"}} {
@@ -164,7 +163,6 @@ func TestPointInTime(t *testing.T) {
 			t.Errorf("%s: %q, want %q", c.target, got, c.want)
 		}
 	}
-	r.env = env
 	r.lose()
 	has(t, r.want(75, "--stanza=demo --type=time --target=2001-01-01T00:00:00+00 restore"), "ERROR: [075]")
 	has(t, r.want(37, "--stanza=demo --type=time restore"), "restore command requires option: target")

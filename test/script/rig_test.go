@@ -82,7 +82,7 @@ var built = sync.OnceValues(func() (string, error) {
 	build := exec.Command("go", "build", "-trimpath", "-o", bin, "holdfast/cmd/holdfast")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build: %w\n%s", err, out)
+		return "", errors.Join(fmt.Errorf("build: %w\n%s", err, out), os.RemoveAll(dir))
 	}
 	return bin, nil
 })

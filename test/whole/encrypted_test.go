@@ -66,8 +66,11 @@ func TestEncrypted(t *testing.T) {
 	for mode, apart := range map[string]bool{"included": false, "apart": true} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, apart, "pgsql.pgbackrest.cipher_pass", "-s", passphrase)
+			w := newWorld(t, apart, "pgsql.pgbackrest.cipher_pass", "-s", passphrase, "pgsql.pgbackrest.bundle", "-s", "True")
 			roundTrip(t, w)
+			if bundles, err := filepath.Glob(filepath.Join(w.Repo, "backup", world.Stanza, "*F/bundle")); err != nil || (len(bundles) > 0) != apart {
+				t.Errorf("bundles: %v %v", bundles, err)
+			}
 			sealedBelow(t, w.Repo)
 			earlier(t, w)
 			for _, n := range mustTarballs(t, w) {
@@ -92,6 +95,7 @@ func TestEncrypted(t *testing.T) {
 				t.Errorf("settings: %v", err)
 			}
 			wrongPassphrase(t, w)
+			beginAnew(t, w, apart)
 		})
 	}
 }
@@ -139,6 +143,26 @@ func wrongPassphrase(t *testing.T, w *world.World) {
 	same(t, "refused", before, prove(t, w))
 	ok(t, w, "alation_conf", "pgsql.pgbackrest.cipher_pass", "-s", passphrase)
 	ok(t, w, "holdfast", "sets", "verify", backup(t, w).ID)
+}
+
+// beginAnew does what the refusal says: a new repository, here without a passphrase, which then lies about no longer.
+func beginAnew(t *testing.T, w *world.World, apart bool) {
+	t.Helper()
+	if apart {
+		ok(t, w, "alation_conf", "pgsql.pgbackrest.repo_dir_name", "-s", "/data2/other")
+	} else {
+		must(t, os.Rename(w.Repo, w.Repo+".old"))
+	}
+	ok(t, w, "alation_conf", "pgsql.pgbackrest.cipher_pass", "-s", "")
+	ok(t, w, "alation_action", "enable_backupv2")
+	if _, err := os.Stat(filepath.Join(w.Root, "var/lib/holdfast/pgbackrest/cipher_pass")); !os.IsNotExist(err) {
+		t.Errorf("the file of the passphrase: %v", err)
+	}
+	want := prove(t, w)
+	s := backup(t, w)
+	must(t, w.Exec(t.Context(), "insert into ledger values (99)"))
+	restore(t, w, s.ID)
+	same(t, "without a passphrase", want, prove(t, w))
 }
 
 // TestEncryptedElsewhere restores an encrypted tarball on a new instance: refused by name without the passphrase or with a

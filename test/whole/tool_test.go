@@ -62,7 +62,7 @@ func TestTool(t *testing.T) {
 		{"included", false, nil},
 		{"apart", true, nil},
 		{"included encrypted", false, []string{"pgsql.pgbackrest.cipher_pass", "-s", passphrase}},
-		{"apart encrypted", true, []string{"pgsql.pgbackrest.cipher_pass", "-s", passphrase}},
+		{"apart encrypted", true, []string{"pgsql.pgbackrest.cipher_pass", "-s", passphrase, "pgsql.pgbackrest.bundle", "-s", "True"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -88,6 +88,9 @@ func TestTool(t *testing.T) {
 			if staged, err := filepath.Glob(filepath.Join(w.Repo, "backup", world.Stanza, "*F")); err != nil || (len(staged) == 0) == c.apart {
 				t.Errorf("in the repository: %v %v", staged, err)
 			}
+			if bundles, err := filepath.Glob(filepath.Join(w.Repo, "backup", world.Stanza, "*F/bundle")); err != nil || (len(bundles) > 0) != (len(c.conf) == 6) {
+				t.Errorf("bundles: %v %v", bundles, err)
+			}
 			deleteSets(t, w, c.apart, notes)
 		})
 	}
@@ -112,6 +115,35 @@ func deleteSets(t *testing.T, w *world.World, apart bool, notes string) {
 	}
 	s := backup(t, w)
 	ok(t, w, "holdfast", "sets", "verify", s.ID)
+}
+
+// TestToolKilled kills runs where the tool is about to be started, and around it: the next run
+// settles what was left, and a restore is given back or repeated.
+func TestToolKilled(t *testing.T) {
+	w := newWorld(t, false)
+	drive(t, w)
+	backup(t, w)
+	steps := stepsOf(t, w, "backup", "info", "remove") // those of backup_all itself are TestKilledBackup's
+	for _, step := range steps {
+		killAt(t, w, step, "alation_action", "backup_all")
+	}
+	want := prove(t, w)
+	s := backup(t, w)
+	ok(t, w, "holdfast", "sets", "verify", s.ID)
+	restore(t, w, s.ID)
+	same(t, "after the kills", want, prove(t, w))
+	restoring := []string{"restore:move-aside", "restore:tool", "restore:recover", "restore:commit"}
+	for i, step := range restoring {
+		before := change(t, w)
+		killAt(t, w, step, "holdfast", "restore", "--set", s.ID, "--yes")
+		if i%2 == 0 {
+			ok(t, w, "holdfast", "restore", "--give-back")
+			same(t, "given back after a kill at "+step, before, prove(t, w))
+		}
+		restore(t, w, s.ID)
+		same(t, "restored after a kill at "+step, want, prove(t, w))
+	}
+	t.Logf("killed at %d steps: %s", len(steps)+len(restoring), strings.Join(append(steps, restoring...), " "))
 }
 
 // TestToolFails: what the tool says is shown with its exit code, its warnings are ours, and with the cause gone it works.
