@@ -93,11 +93,14 @@ func (l *backrestLog) close() error {
 	return l.target.Close()
 }
 
+// ownName names the command to run next by the name that we were run under, but for one that only we have.
+var ownName = strings.NewReplacer("holdfast pg stanza-create --rebuild", "holdfast pg stanza-create --rebuild", "holdfast pg ", "pgbackrest ")
+
 // at logs one message of a level; its further lines are indented below its first.
 func (l *backrestLog) at(level int, text string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	text = strings.ReplaceAll(text, "holdfast pg ", "pgbackrest ") // the command to run next, by the name we were run under
+	text = ownName.Replace(text)
 	head := strings.ToUpper(logLevels[level]) + ": "
 	long := "P00 " + strings.Repeat(" ", 8-len(head)) + head
 	if l.stamp {

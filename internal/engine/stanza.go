@@ -55,7 +55,7 @@ func (s *Stanza) create(ctx context.Context, c pg.Control) (CreateOutcome, error
 			return "", fmt.Errorf("stanza %s: backup.info is missing; look for backups: %w", s.o.Stanza, err)
 		}
 		if has {
-			return "", fmt.Errorf("stanza %s: backup.info is missing but archive.info exists and WAL or backups are present: restore backup.info from a copy of the repository", s.o.Stanza)
+			return "", fmt.Errorf("stanza %s: backup.info is missing but archive.info exists and WAL or backups are present; to write it anew from them run: holdfast pg stanza-create --rebuild --stanza=%[1]s (%[2]w)", s.o.Stanza, berr)
 		}
 		if db := ai.DB(); db.SystemID != c.SystemID || db.Version != c.Version.String() {
 			return "", fmt.Errorf("stanza %s: %w (system identifier %d, not %d)", s.o.Stanza, ErrStanzaMismatch, db.SystemID, c.SystemID)
@@ -73,7 +73,7 @@ func (s *Stanza) create(ctx context.Context, c pg.Control) (CreateOutcome, error
 	case berr != nil && !errors.Is(berr, fs.ErrNotExist):
 		return "", s.notLoaded(ctx, repo.BackupDir(s.o.Stanza)+"/backup.info", berr)
 	default:
-		return "", fmt.Errorf("stanza %s: read the info files: %w", s.o.Stanza, errors.Join(aerr, berr))
+		return "", fmt.Errorf("stanza %s: archive.info is missing but backup.info exists; to write it anew from the WAL and the backups run: holdfast pg stanza-create --rebuild --stanza=%[1]s (%[2]w)", s.o.Stanza, aerr)
 	}
 	for _, dir := range []string{repo.ArchiveDir(s.o.Stanza), repo.BackupDir(s.o.Stanza)} {
 		for info, err := range s.o.Storage.List(ctx, dir, storage.ListOptions{Recursive: true}) {

@@ -62,7 +62,7 @@ func TestCreate(t *testing.T) {
 	must(t, err)
 	must(t, m.Remove(t.Context(), "backup/demo/backup.info", "backup/demo/backup.info.copy"))
 	_, err = create(r)
-	failsWith(t, "without backup.info, with WAL", err, nil, "backup.info is missing", "copy of the repository")
+	failsWith(t, "without backup.info, with WAL", err, nil, "backup.info is missing", "pg stanza-create --rebuild")
 	must(t, m.Remove(t.Context(), "archive/demo/archive.info", "archive/demo/archive.info.copy"))
 	_, err = create(r)
 	failsWith(t, "remains without info files", err, nil, segmentA, "remainder of another stanza")

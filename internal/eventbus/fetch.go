@@ -130,7 +130,7 @@ func retriable(err error) bool {
 func (r *reader) fetch(ctx context.Context) (*kmsg.FetchResponseTopicPartition, error) {
 	s := &r.span
 	if r.leader < 0 {
-		md, err := r.b.adm.Metadata(ctx, s.topic)
+		md, err := r.b.adm.Metadata(uncached(ctx), s.topic)
 		if err != nil {
 			return nil, fmt.Errorf("find the leader: %w", err)
 		}

@@ -163,7 +163,7 @@ func (b *Bus) Delete(ctx context.Context, names ...string) error {
 // the timeout.
 func (b *Bus) wait(ctx context.Context, what string, done func(kadm.TopicDetails) bool) error {
 	for deadline := time.Now().Add(b.opt.Timeout); ; {
-		topics, err := b.adm.ListTopics(ctx)
+		topics, err := b.adm.ListTopics(uncached(ctx))
 		if err != nil {
 			return fmt.Errorf("wait for %s: %w", what, err)
 		}

@@ -86,7 +86,7 @@ func (w *world) getAll(ctx context.Context, t tool, segments []string, dest stri
 }
 
 // total measures all processes that do starts, those included that outlive their parent: they become our children and are
-// waited for, outside the wall time. The time of comparing files is in the wall time, for both tools the same.
+// waited for. The wall time is that of the commands that were waited for in turn.
 func (w *world) total(do func() error) (sample, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return sample{}, fmt.Errorf("become the parent of orphans: %w", err)
@@ -95,12 +95,11 @@ func (w *world) total(do func() error) (sample, error) {
 	if err := unix.Getrusage(unix.RUSAGE_CHILDREN, &before); err != nil {
 		return sample{}, err
 	}
-	w.largest = 0
-	began := time.Now()
+	w.sum = sample{}
 	if err := do(); err != nil {
 		return sample{}, err
 	}
-	s := sample{Wall: time.Since(began), Memory: w.largest}
+	s := w.sum
 	if err := w.reap(&s); err != nil {
 		return sample{}, err
 	}

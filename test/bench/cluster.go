@@ -32,7 +32,7 @@ type world struct {
 	bytes      int64 // of the cluster
 	started    bool
 	samples    []sample
-	largest    int64 // bytes of the largest process since total began
+	sum        sample // of all commands since total began
 }
 
 func (w *world) say(format string, args ...any) {

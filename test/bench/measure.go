@@ -89,8 +89,9 @@ func (w *world) exec(ctx context.Context, argv []string, also ...int) (sample, e
 	if usage, ok := state.SysUsage().(*syscall.Rusage); ok {
 		memory = usage.Maxrss * 1024
 	}
-	w.largest = max(w.largest, memory)
-	return sample{Wall: wall, CPU: state.UserTime() + state.SystemTime(), Memory: memory}, nil
+	s := sample{Wall: wall, CPU: state.UserTime() + state.SystemTime(), Memory: memory}
+	w.sum.add(s)
+	return s, nil
 }
 
 func tail(text string, lines int) string {
