@@ -79,6 +79,7 @@ var backrestCodes = []struct {
 	{repo.ErrClock, codeClock},
 	{pg.ErrControlChecksum, codeChecksum},
 	{pg.ErrServerRunning, codeRunning},
+	{repo.ErrSealed, codeFormat},
 	{repo.ErrFormat, codeFormat},
 	{fs.ErrNotExist, codeMissing},
 	{fs.ErrPermission, codeOpen},

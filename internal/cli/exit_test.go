@@ -76,6 +76,7 @@ var sentinels = map[string]struct {
 	"repo.ErrClock":               {repo.ErrClock, exitFailed},
 	"repo.ErrCorrupt":             {repo.ErrCorrupt, exitFailed},
 	"repo.ErrFormat":              {repo.ErrFormat, exitFailed},
+	"repo.ErrSealed":              {repo.ErrSealed, exitRefused},
 	"repo.ErrLocked":              {repo.ErrLocked, exitBusy},
 	"repo.ErrTrailingData":        {repo.ErrTrailingData, exitFailed},
 	"repo.LockedError":            {&repo.LockedError{}, exitBusy},

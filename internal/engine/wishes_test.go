@@ -435,19 +435,28 @@ func expireSparesRunning(t *testing.T) {
 	must(t, r.verified(m))
 
 	// What a running backup is built on is not spared: then it fails, and does not claim to be one.
-	full, _ := r.mustBackup(m, engine.BackupOptions{})
-	expire = func() {
-		_, err := r.expire(t.Context(), m, engine.ExpireOptions{Set: full.Label})
-		must(t, err)
+	for _, remove := range []func(full repo.Label) error{
+		func(full repo.Label) error {
+			_, err := r.expire(t.Context(), m, engine.ExpireOptions{Set: full})
+			return err
+		},
+		func(full repo.Label) error {
+			name := repo.ManifestPath("demo", full)
+			return m.Remove(t.Context(), name+".copy", name)
+		},
+	} {
+		full, _ := r.mustBackup(m, engine.BackupOptions{})
+		_, err = r.backupWith(t.Context(), &hooked{m, "pg_control.lz4", func() { must(t, remove(full.Label)) }}, m, engine.BackupOptions{Type: repo.Incr, Compress: repo.LZ4, Level: 1})
+		if err == nil || !strings.Contains(err.Error(), "removed while it ran") {
+			t.Errorf("an incr without its full backup: %v", err)
+		}
 	}
-	_, err = r.backupWith(t.Context(), &hooked{m, "pg_control.lz4", expire}, m, engine.BackupOptions{Type: repo.Incr, Compress: repo.LZ4, Level: 1})
-	if err == nil || !strings.Contains(err.Error(), "was removed while it ran") {
-		t.Errorf("an incr without its full backup: %v", err)
+	if l := r.backups(m, engine.BackupOptions{Type: repo.Incr})[0]; l.FullLabel() != labels[1] {
+		t.Errorf("%s is not built on %s", l, labels[1])
 	}
-	if got := r.labels(m); len(got) != 2 {
+	if got := r.labels(m); len(got) != 3 {
 		t.Errorf("there are %v", got)
 	}
-	r.backups(m, engine.BackupOptions{Type: repo.Incr})
 }
 
 func severalMembers(t *testing.T) {
