@@ -105,6 +105,9 @@ func (s *Stanza) PlanBackup(ctx context.Context, o BackupOptions) (*BackupPlan, 
 	if err != nil {
 		return nil, err
 	}
+	if _, _, err := repo.Reconcile(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass); err != nil { // Run tells what it finds
+		return nil, fmt.Errorf("stanza %s: %w", s.o.Stanza, err)
+	}
 	control, _, err := pg.ReadControl(ctx, o.DataDir)
 	if err != nil {
 		return nil, fmt.Errorf("stanza %s: %w", s.o.Stanza, err)

@@ -64,6 +64,11 @@ func TestBetterThanTheOriginal(t *testing.T) {
 	missing := r.want(55, "--stanza=other verify")
 	has(t, missing, "stanza does not exist in this repository")
 	hasNot(t, missing, "where the path says")
+	for _, args := range []string{"--repo1-path=" + r.dir + "/nowhere --stanza=demo verify", "--stanza=other verify"} {
+		if s := r.originally(args); s.code != 0 || s.errs != "" {
+			t.Errorf("the original says something of %s now: %+v", args, s)
+		}
+	}
 	// Lost info files are written anew from the manifests and the WAL.
 	for _, name := range []string{"backup.info", "backup.info.copy"} {
 		if err := os.Remove(filepath.Join(r.dir, "repo/backup/demo", name)); err != nil {
