@@ -259,8 +259,9 @@ func (s *Stanza) chooseBackup(bi *repo.BackupInfo, o RestoreOptions) (repo.Label
 	for i := len(bi.Backups) - 1; i >= 0; i-- {
 		l := bi.Backups[i]
 		switch {
-		case after == nil && l.DBID != bi.Current:
-			return "", fmt.Errorf("stanza %s: %w: the newest one, %s, is of the cluster before the last stanza-upgrade; take a backup, or name the old one with --set; %s",
+		// Positions of two clusters can't be compared; a time can.
+		case (after == nil || o.Type == TargetLSN) && l.DBID != bi.Current:
+			return "", fmt.Errorf("stanza %s: %w: the newest one left, %s, is of the cluster before the last stanza-upgrade; take a backup, or name the old one with --set; %s",
 				s.o.Stanza, ErrNoBackup, l.Label, see)
 		case o.Type == TargetLSN && l.LSNStop == "": // an offline backup: older ones are not compared across it
 			i = 0

@@ -26,7 +26,7 @@ type killer struct {
 	positions []string
 }
 
-// options of every command of these tests; the configuration file has the rest.
+// killerOptions are those of every command of these tests; the configuration file has the rest.
 const killerOptions = "process-max=2\nrepo1-block=y\nrepo1-retention-full=20\nrepo1-retention-archive=1\nlog-level-console=off\n"
 
 func newKiller(t *testing.T) *killer {
@@ -48,7 +48,7 @@ func newKiller(t *testing.T) *killer {
 	return k
 }
 
-// command is one command line; at is a step to die at, or empty.
+// start runs one command line; at is a step to die at, or empty.
 func (k *killer) start(at string, args ...string) (string, syscall.WaitStatus) {
 	k.t.Helper()
 	var out bytes.Buffer
@@ -158,6 +158,7 @@ func (k *killer) unharmed(at string, labels ...string) {
 
 // TestKilledBackup kills a full and an incremental backup with bundles and block maps at every step.
 func TestKilledBackup(t *testing.T) {
+	t.Parallel()
 	k := newKiller(t)
 	k.ours("stanza-create")
 	k.archiveWith(fmt.Sprintf("%s --config=%s --stanza=%s archive-push %%p", k.name, k.conf, stanza))
@@ -220,6 +221,7 @@ func (k *killer) report(least int) {
 // TestKilledRestore kills a restore at every step, into an empty directory and over a changed one: PostgreSQL must not start
 // on what is left, and a restore with --delta must complete it, file by file.
 func TestKilledRestore(t *testing.T) {
+	t.Parallel()
 	k := newKiller(t)
 	k.ours("stanza-create")
 	k.archiveWith(fmt.Sprintf("%s --config=%s --stanza=%s archive-push %%p", k.name, k.conf, stanza))
@@ -313,6 +315,7 @@ func (k *killer) start2(dir string) {
 // TestKilledArchiving kills archive-push and archive-get, and the background process that does their work with archive-async,
 // at every step; and stanza-create before that.
 func TestKilledArchiving(t *testing.T) {
+	t.Parallel()
 	k := newKiller(t)
 	create := []string{"stanza-create"}
 	for _, step := range []string{"stanza-create:look", "stanza-create:write"} {
