@@ -150,18 +150,21 @@ func repoKeys(c *backrest.Config) []int {
 
 // storage opens the repository of that number. Run by root, new files belong to whom the data directory belongs to.
 func (r *backrestRun) storage(key int) (storage.Storage, error) {
-	dir := r.c.String("repo-path", key)
-	var owner *durable.Owner
-	if os.Geteuid() == 0 {
-		var at []action.Cluster
-		for _, n := range r.c.Keys(backrest.PG) {
-			if d := r.c.String("pg-path", n); d != "" {
-				at = append(at, action.Cluster{DataDir: d})
-			}
-		}
-		owner = repositoryOwner(append(at, action.Cluster{DataDir: dir}), nil)
+	return openPosix(r.c.String("repo-path", key), r.owner(key))
+}
+
+// owner is whom new files belong to; nil: us.
+func (r *backrestRun) owner(key int) *durable.Owner {
+	if os.Geteuid() != 0 {
+		return nil
 	}
-	return openPosix(dir, owner)
+	var at []action.Cluster
+	for _, n := range r.c.Keys(backrest.PG) {
+		if d := r.c.String("pg-path", n); d != "" {
+			at = append(at, action.Cluster{DataDir: d})
+		}
+	}
+	return repositoryOwner(append(at, action.Cluster{DataDir: r.c.String("repo-path", key)}), nil)
 }
 
 // pass is the passphrase of the repository of that number.
@@ -180,7 +183,7 @@ func (r *backrestRun) stanza(name string, key int) (*engine.Stanza, error) {
 	}
 	tests := newListener(r.env, false, nil) // the steps that tests stop or die at
 	tests.quiet = true
-	s, err := engine.New(engine.Options{Stanza: name, Storage: st, RepoKey: key, Pass: r.pass(key), LockDir: r.c.String("lock-path", 0),
+	s, err := engine.New(engine.Options{Stanza: name, Storage: st, RepoKey: key, Pass: r.pass(key), LockDir: r.c.String("lock-path", 0), LockOwner: r.owner(key),
 		ExecID: r.env.ExecID, Version: programVersion(), Now: r.env.Now, Events: func(e engine.Event) {
 			r.log.on(e)
 			tests.on(e)

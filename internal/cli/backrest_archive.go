@@ -41,6 +41,7 @@ func (r *backrestRun) archivePush(ctx context.Context) error {
 	if len(r.c.Params) != 1 {
 		return coded(codeParam, "WAL segment to push required\nHINT: archive_command = 'pgbackrest --stanza=… archive-push %p'")
 	}
+	shortRun()
 	if done, err := r.archiveAsync(ctx); done || err != nil {
 		return err
 	}
@@ -84,6 +85,7 @@ func (r *backrestRun) archiveGet(ctx context.Context) error {
 	default:
 		return coded(codeParam, "extra parameters found")
 	}
+	shortRun()
 	if done, err := r.archiveAsync(ctx); done || err != nil {
 		return err
 	}

@@ -20,6 +20,12 @@ import (
 // command line, so that what the operator configured is parsed once and by one program.
 const asyncChild = "HOLDFAST_ARCHIVE_ASYNC"
 
+// What a background process does that finds another one at work.
+const (
+	childWaits  = "wait"  // the foreground waits for what this one was started for
+	childLeaves = "leave" // it only reads ahead
+)
+
 // archiveAsync does archive-push or archive-get through the spool when the configuration asks for it; done: there is
 // nothing left to do.
 func (r *backrestRun) archiveAsync(ctx context.Context) (done bool, err error) {
@@ -33,10 +39,11 @@ func (r *backrestRun) archiveAsync(ctx context.Context) (done bool, err error) {
 	spool := r.spool()
 	if r.c.Command.String() == "archive-push" {
 		name := filepath.Base(r.c.Params[0])
+		walDir := filepath.Dir(absolute(dataDir, r.c.Params[0]))
 		if r.env.Getenv(asyncChild) != "" {
-			return true, r.pushQueue(ctx, spool, dataDir)
+			return true, r.pushQueue(ctx, spool, dataDir, walDir)
 		}
-		spool.WALDir = filepath.Join(dataDir, "pg_wal")
+		spool.WALDir = walDir
 		if err := asyncError(spool.PushSpooled(ctx, name)); err != nil {
 			return true, err
 		}
@@ -96,16 +103,24 @@ func (r *backrestRun) spoolDir() string {
 }
 
 // startChild starts the background process in a session of its own: it outlives this one, which PostgreSQL waits for.
-func (r *backrestRun) startChild(context.Context) error {
+func (r *backrestRun) startChild(_ context.Context, first string, ahead bool) error {
 	cmd := exec.Command(r.env.Exe, r.env.Args[1:]...)
 	cmd.Args[0] = r.env.Args[0]
 	cmd.Dir = "/"
-	for i, a := range cmd.Args { // it works elsewhere
-		if i > 0 && !strings.HasPrefix(a, "-") && strings.Contains(a, "/") && !filepath.IsAbs(a) {
-			cmd.Args[i] = filepath.Join(r.c.String("pg-path", 1), a)
+	for i, a := range cmd.Args {
+		switch {
+		case i == 0 || strings.HasPrefix(a, "-"):
+		case a == r.c.Params[0] && r.c.Command.String() == "archive-get":
+			cmd.Args[i] = first
+		case strings.Contains(a, "/"): // it works elsewhere
+			cmd.Args[i] = absolute(r.c.String("pg-path", 1), a)
 		}
 	}
-	cmd.Env = append(r.env.Environ(), asyncChild+"=1", "PGBACKREST_LOG_LEVEL_CONSOLE=off", "PGBACKREST_LOG_LEVEL_STDERR=off")
+	mode := childWaits
+	if ahead {
+		mode = childLeaves
+	}
+	cmd.Env = append(r.env.Environ(), asyncChild+"="+mode, "PGBACKREST_LOG_LEVEL_CONSOLE=off", "PGBACKREST_LOG_LEVEL_STDERR=off")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return err
@@ -114,7 +129,7 @@ func (r *backrestRun) startChild(context.Context) error {
 }
 
 // pushQueue is the background process of archive-push.
-func (r *backrestRun) pushQueue(ctx context.Context, spool engine.Spool, dataDir string) error {
+func (r *backrestRun) pushQueue(ctx context.Context, spool engine.Spool, dataDir, walDir string) error {
 	compress, level, err := r.compression()
 	if err != nil {
 		return err
@@ -123,7 +138,7 @@ func (r *backrestRun) pushQueue(ctx context.Context, spool engine.Spool, dataDir
 	if err != nil {
 		return err
 	}
-	o := engine.QueueOptions{WALDir: filepath.Join(dataDir, "pg_wal"), ProcessMax: int(r.c.Int("process-max", 0)), QueueMax: r.c.Int("archive-push-queue-max", 0),
+	o := engine.QueueOptions{WALDir: walDir, ProcessMax: int(r.c.Int("process-max", 0)), QueueMax: r.c.Int("archive-push-queue-max", 0),
 		Push: func(ctx context.Context, path string) error {
 			var errs []error
 			for i, s := range stanzas { // every repository has its turn; PostgreSQL asks again until all have the file
@@ -172,6 +187,9 @@ func (r *backrestRun) whenFree(ctx context.Context, work func() error) error {
 		err := work()
 		if !errors.Is(err, repo.ErrLocked) {
 			return err
+		}
+		if r.env.Getenv(asyncChild) == childLeaves {
+			return nil
 		}
 		if r.env.Now().After(end) {
 			return nil // that one is at work all the same

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"strconv"
 	"strings"
 
@@ -27,11 +28,16 @@ func archiveMain(ctx context.Context, env *Env, verb string, args []string) erro
 	if v, ok := opts["lock-path"]; ok {
 		f.lockPath = v
 	}
+	shortRun()
 	if verb == "archive-push" {
 		return push(ctx, env, f, opts, words)
 	}
 	return get(ctx, env, f, opts, words)
 }
+
+// shortRun is for a process that handles one WAL file and ends: collecting garbage of a few MiB several times would cost
+// about a tenth of it.
+func shortRun() { debug.SetGCPercent(400) }
 
 // parseArchive splits the words after the verb into options and the rest. What is not known is refused by name, so that
 // nothing an operator wrote into archive_command is passed over.

@@ -43,8 +43,10 @@ type Spool struct {
 	SystemID    uint64 // of the cluster, for archive-get: other clusters' segments do not count; 0: not known
 	SegmentSize uint32 // bytes, for archive-get; 0: not known
 
-	// Start starts the background process, which outlives the caller. It is called at most once per verb.
-	Start func(ctx context.Context) error
+	// Start starts the background process, which outlives the caller: to push what waits, or to get the segments from first
+	// on. ahead: the caller has what it wants, so that the process may leave at once where another is at work. It is called
+	// at most once per verb.
+	Start func(ctx context.Context, first string, ahead bool) error
 	// Code turns an error into the number written into a status file; nil: always 125.
 	Code   func(error) int
 	Events func(Event)
@@ -170,7 +172,7 @@ func (s Spool) PushSpooled(ctx context.Context, file string) error {
 	if err := removeFiles(out, file+".error", globalStatus+".error"); err != nil {
 		return fmt.Errorf("spool: %w", err)
 	}
-	if err := s.Start(ctx); err != nil {
+	if err := s.Start(ctx, file, false); err != nil {
 		return fmt.Errorf("start the background process of archive-push: %w", err)
 	}
 	return s.await(ctx, "push of "+file, func() (bool, error) { return s.status(out, file) })
@@ -362,7 +364,7 @@ func (s Spool) GetSpooled(ctx context.Context, wanted []string, dest string, ret
 	if err := s.tidy(in, wanted); err != nil {
 		return err
 	}
-	if err := s.Start(ctx); err != nil {
+	if err := s.Start(ctx, name, false); err != nil {
 		return fmt.Errorf("start the background process of archive-get: %w", err)
 	}
 	missing := false
@@ -430,7 +432,7 @@ func (s *Spool) refill(ctx context.Context, in string, next []string) error {
 	if err := s.tidy(in, next); err != nil {
 		return err
 	}
-	if err := s.Start(ctx); err != nil {
+	if err := s.Start(ctx, next[0], true); err != nil {
 		s.warn("the read-ahead of WAL could not be started: %v", err) // this segment is there
 	}
 	return nil

@@ -69,7 +69,7 @@ func (r *spoolRig) push(_ context.Context, path string) error {
 func (r *spoolRig) background(o engine.QueueOptions) {
 	o.WALDir, o.Push = r.wal, r.push
 	s := r.spool
-	r.spool.Start = func(ctx context.Context) error {
+	r.spool.Start = func(ctx context.Context, _ string, _ bool) error {
 		r.started++
 		err := s.PushQueue(ctx, o)
 		if err != nil {
@@ -157,7 +157,7 @@ func TestPushQueueLimits(t *testing.T) {
 func TestPushSpooledTimesOut(t *testing.T) {
 	r := newSpoolRig(t)
 	r.spool.Timeout = 20 * time.Millisecond
-	r.spool.Start = func(context.Context) error { return nil }
+	r.spool.Start = func(context.Context, string, bool) error { return nil }
 	r.ready(segment(1))
 	if err := r.spool.PushSpooled(t.Context(), segment(1)); !errors.Is(err, engine.ErrArchiveTimeout) || !strings.Contains(err.Error(), segment(1)) {
 		t.Errorf("error: %v", err)
@@ -189,7 +189,7 @@ func TestGetSpooled(t *testing.T) {
 		wanted, err := engine.NextSegments(segment(n), 16<<20, 6*16<<20)
 		must(t, err)
 		s := r.spool
-		s.Start = func(ctx context.Context) error {
+		s.Start = func(ctx context.Context, _ string, _ bool) error {
 			r.started++
 			return r.spool.GetQueue(ctx, wanted, 2, fetch)
 		}

@@ -59,7 +59,8 @@ func TestRestoreChooses(t *testing.T) {
 	check(opts{}, "")
 	check(opts{Set: b}, b)
 	check(opts{Type: engine.TargetTime, Target: "2026-03-01 12:00:00"}, b)
-	check(opts{Type: engine.TargetLSN, Target: "0/2000100"}, a)
+	check(opts{Type: engine.TargetLSN, Target: "0/2000100"}, "") // a position of which cluster?
+	check(opts{Type: engine.TargetLSN, Target: "0/2000100", Set: a}, a)
 }
 
 // TestRestoreTimeline: a target timeline that the backup does not lead to is refused before anything is copied.

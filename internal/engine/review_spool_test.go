@@ -67,7 +67,7 @@ func TestGetSpooledDistrustsWhatItFinds(t *testing.T) {
 		fetched := 0
 		wanted := []string{segment(1)}
 		s := r.spool
-		s.Start = func(ctx context.Context) error {
+		s.Start = func(ctx context.Context, _ string, _ bool) error {
 			return r.spool.GetQueue(ctx, wanted, 1, func(_ context.Context, _, dest string) error {
 				fetched++
 				return os.WriteFile(dest, right, 0o600)

@@ -10,7 +10,9 @@ import (
 )
 
 // readerOf reads a file from its beginning. The holes of a sparse one are not read but made up: the kernel would fill its
-// page cache with their zeros, which costs more than to hash them and drives out what is worth keeping.
+// page cache with their zeros, which costs more than to hash them and drives out what is worth keeping. Only where the file
+// system is known to count what is written and not yet on disk as data: others have taken it for a hole (OpenZFS 2.1 and 2.2,
+// issue 15526), and a page of zeros passes every check.
 func readerOf(f *os.File) io.Reader {
 	info, err := f.Stat()
 	if err != nil {
@@ -19,7 +21,15 @@ func readerOf(f *os.File) io.Reader {
 	if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Blocks*512 >= st.Size {
 		return f
 	}
-	return &sparseReader{file: f}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
+		return f
+	}
+	switch int64(fs.Type) {
+	case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.TMPFS_MAGIC:
+		return &sparseReader{file: f}
+	}
+	return f
 }
 
 // sparseReader looks for the next data at each Read, so that what a running server writes into a hole is seen as late as
