@@ -151,7 +151,11 @@ func (r *backrestRun) startStop() error {
 		}
 		return nil
 	}
-	res, err := engine.Stop(engine.StopOptions{LockDir: dir, Stanza: stanza, Force: r.c.Bool("force", 0)})
+	owner := postgresUser()
+	if keys := r.c.Keys(backrest.Repo); len(keys) > 0 && r.owner(keys[0]) != nil {
+		owner = r.owner(keys[0])
+	}
+	res, err := engine.Stop(engine.StopOptions{LockDir: dir, LockOwner: owner, Stanza: stanza, Force: r.c.Bool("force", 0)})
 	if res != nil {
 		if res.Already {
 			r.log.at(logWarn, "stop file already exists for "+which)

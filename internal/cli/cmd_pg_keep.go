@@ -3,11 +3,15 @@ package cli
 import (
 	"fmt"
 	"io"
+	"os"
+	"os/user"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"holdfast/internal/durable"
 	"holdfast/internal/engine"
 	"holdfast/internal/repo"
 )
@@ -122,7 +126,7 @@ func (r *root) pgStop(verb string) *cobra.Command {
 			}
 			return err
 		}
-		res, err := engine.Stop(engine.StopOptions{LockDir: f.lockPath, Stanza: f.stanza, Force: f.force})
+		res, err := engine.Stop(engine.StopOptions{LockDir: f.lockPath, LockOwner: postgresUser(), Stanza: f.stanza, Force: f.force})
 		if res != nil {
 			for _, pid := range res.Terminated {
 				fmt.Fprintf(r.env.Stdout, "ended process %d\n", pid)
@@ -136,6 +140,21 @@ func (r *root) pgStop(verb string) *cobra.Command {
 		c.Flags().BoolVar(&f.force, "force", false, "also end the processes that are at work")
 	}
 	return c
+}
+
+// postgresUser is PostgreSQL's usual user, to whom root gives what archiving must reach; nil for another caller, or where
+// there is no such user.
+func postgresUser() *durable.Owner {
+	u, err := user.Lookup("postgres")
+	if err != nil || os.Geteuid() != 0 {
+		return nil
+	}
+	uid, err1 := strconv.Atoi(u.Uid)
+	gid, err2 := strconv.Atoi(u.Gid)
+	if err1 != nil || err2 != nil {
+		return nil
+	}
+	return &durable.Owner{UID: uid, GID: gid}
 }
 
 func (r *root) pgStanzaDelete() *cobra.Command {

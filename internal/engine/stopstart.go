@@ -18,8 +18,11 @@ import (
 // StopOptions says what is to stop. Stop files concern one host: the one whose LockDir it is.
 type StopOptions struct {
 	LockDir string // of lock and stop files, shared with pgbackrest
-	Stanza  string // "" = all stanzas
-	Force   bool   // also end the processes that work now
+	// LockOwner owns LockDir when it is made (nil: we do). Archiving, which PostgreSQL's user does, has to look into it for
+	// ever after.
+	LockOwner *durable.Owner
+	Stanza    string // "" = all stanzas
+	Force     bool   // also end the processes that work now
 }
 
 // StopResult says what Stop or Start found and did.
@@ -41,7 +44,7 @@ func Stop(o StopOptions) (*StopResult, error) {
 		return nil, err
 	}
 	if !r.Already {
-		if err := durable.MkdirAll(o.LockDir, 0o770); err != nil {
+		if err := durable.MkdirAllOwned(o.LockDir, 0o770, o.LockOwner); err != nil {
 			return nil, fmt.Errorf("stop %s: make the lock directory: %w", stanzaText(o.Stanza), err)
 		}
 		if err := durable.WriteFile(r.File, nil, 0o640); err != nil {
