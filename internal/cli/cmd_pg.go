@@ -250,6 +250,7 @@ func (r *root) pgRestore() *cobra.Command {
 	fl.BoolVar(&f.linkAll, "link-all", false, "restore links of the data directory as links")
 	fl.StringToStringVar(&f.linkMap, "link-map", nil, "path below the data directory=destination")
 	fl.StringToStringVar(&f.recoveryOptions, "recovery-option", nil, "name=value for postgresql.auto.conf")
+	fl.Int64Var(&f.rate, "rate", 0, "MiB written per second at most; 0: no limit")
 	fl.BoolVar(&f.delta, "delta", false, "keep what is in the data directory where it matches the backup, remove what does not belong")
 	fl.BoolVar(&f.force, "force", false, "overwrite what is in the data directory; with --delta: trust sizes and time stamps")
 	fl.StringSliceVar(&f.dbInclude, "db-include", nil, "restore only this database (and the system's); the others become empty shells to be dropped")
@@ -264,7 +265,7 @@ func (r *root) restoreOptions(f *pgFlags) engine.RestoreOptions {
 	o := engine.RestoreOptions{Set: repo.Label(f.set), DataDir: f.pgPath, Type: engine.TargetType(f.typ), Target: f.target, Exclusive: f.exclusive, Action: f.action, Timeline: f.timeline,
 		RestoreCommand: restoreCommand(r.env.Exe, f.stanza, f.pgPath, f.passFile, []string{f.repoPath}), RecoveryOptions: f.recoveryOptions, ArchiveModeOff: f.archiveMode == "off",
 		TablespaceMap: f.tablespaceMap, TablespaceMapAll: f.tablespaceMapAll, LinkAll: f.linkAll, LinkMap: f.linkMap, ProcessMax: f.processMax,
-		Delta: f.delta, Force: f.force, DBInclude: f.dbInclude, DBExclude: f.dbExclude}
+		Rate: f.rate << 20, Delta: f.delta, Force: f.force, DBInclude: f.dbInclude, DBExclude: f.dbExclude}
 	if os.Geteuid() == 0 {
 		o.Owners = true
 		if owner := repositoryOwner([]action.Cluster{{DataDir: f.repoPath}}, &durable.Owner{}); owner != nil {

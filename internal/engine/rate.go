@@ -25,7 +25,7 @@ func newRate(perSecond int64, now func() time.Time) *rate {
 // wait allows n bytes: it returns when they may be moved, or the context's error.
 func (r *rate) wait(ctx context.Context, n int) error {
 	if r == nil || n == 0 {
-		return nil
+		return ctx.Err()
 	}
 	r.mu.Lock()
 	now := r.now()

@@ -35,6 +35,7 @@ type RestoreResult struct {
 type restoreRun struct {
 	*RestorePlan
 	own      *restoreOwners
+	rate     *rate
 	syncEach bool // the kernel does not report write errors of syncfs
 	removed  int
 	kept     atomic.Int64
@@ -50,7 +51,7 @@ func (p *RestorePlan) Run(ctx context.Context) (*RestoreResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &restoreRun{RestorePlan: p, syncEach: !durable.ReliableSyncFS()}
+	r := &restoreRun{RestorePlan: p, rate: newRate(p.o.Rate, s.o.Now), syncEach: !durable.ReliableSyncFS()}
 	err = r.run(ctx)
 	if err = errors.Join(err, p.closeRoots(), release()); err != nil {
 		return nil, fmt.Errorf("restore of backup %s to %s: %w", p.Label, p.DataDir, err)

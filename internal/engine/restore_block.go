@@ -220,10 +220,10 @@ func (bf *blockFile) run(ctx context.Context, sink *blockSink, wanted []int32, e
 		in = r
 	}
 	for at := first.Offset; len(wanted) > 0; {
-		if err := ctx.Err(); err != nil {
+		b := &bf.m.Blocks[wanted[0]]
+		if err := bf.w.rate.wait(ctx, int(b.SuperSize)); err != nil {
 			return err
 		}
-		b := &bf.m.Blocks[wanted[0]]
 		n := 1
 		for n < len(wanted) && bf.m.Blocks[wanted[n]].Offset == b.Offset {
 			n++

@@ -152,10 +152,10 @@ func (w *restoreWorker) whole(ctx context.Context, t restoreTarget, object strin
 	defer sr.Close()
 	var size int64
 	for {
-		if err := ctx.Err(); err != nil {
+		n, rerr := io.ReadFull(sr, w.buf)
+		if err := w.rate.wait(ctx, n); err != nil {
 			return err
 		}
-		n, rerr := io.ReadFull(sr, w.buf)
 		if size += int64(n); size > t.Size {
 			return w.mismatch(t, object, "more than the file's bytes")
 		}

@@ -57,6 +57,7 @@ type RestoreOptions struct {
 
 	SpoolDir string // of asynchronous archiving: what it holds of this stanza belongs to the time before and is removed; empty: none
 
+	Rate       int64 // bytes written per second, by all workers together; 0: no limit
 	ProcessMax int
 	Owners     bool // apply the manifest's owners (root)
 	DefaultUID int  // owner of everything when Owners is set and a name is unknown here

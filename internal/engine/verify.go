@@ -130,7 +130,11 @@ func (v *verifier) find(l repo.Label, object, format string, a ...any) {
 func (v *verifier) copies(ctx context.Context, name string, l repo.Label, pass repo.Secret) error {
 	faults, err := repo.CheckCopies(ctx, v.s.o.Storage, name, pass)
 	if len(faults) == 2 {
-		v.find(l, name, "%v; nor is its copy good: %v", faults[0].Err, faults[1].Err)
+		hint := ""
+		if l != "" && errors.Is(faults[0].Err, fs.ErrNotExist) && errors.Is(faults[1].Err, fs.ErrNotExist) {
+			hint = "; if the backup was being removed, the next backup or expire takes it off the list"
+		}
+		v.find(l, name, "%v; nor is its copy good: %v%s", faults[0].Err, faults[1].Err, hint)
 		return err
 	}
 	for _, f := range faults {
