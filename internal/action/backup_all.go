@@ -96,6 +96,7 @@ func (a *App) planCluster(ctx context.Context, c Cluster, st storage.Storage) (*
 	}
 	p, err := s.PlanBackup(ctx, engine.BackupOptions{Type: repo.Full, Conn: c.Conn, DataDir: c.DataDir, Fast: true, Compress: a.o.Compress, Level: a.o.Level,
 		ProcessMax: a.o.ProcessMax, ArchiveCheck: true, ArchiveTimeout: a.o.ArchiveTimeout,
+		Resume: a.o.Mode == catalog.Apart,                // a large catalog's interrupted copy is not begun anew
 		Bundle: a.o.Bundle && a.o.Mode == catalog.Apart}) // a tarball is one object anyway, and bundles would pass through temporary files on their way into it
 	return p, a.explainPass(err)
 }
