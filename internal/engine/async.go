@@ -314,18 +314,22 @@ func waitingBytes(walDir string, names []string) (n int64) {
 
 // pushBatch pushes files with several workers; after the first failure nothing new is begun.
 func (s *Spool) pushBatch(ctx context.Context, out string, ready []string, notice string, o QueueOptions) error {
-	g, ctx := errgroup.WithContext(ctx)
+	g, all := errgroup.WithContext(ctx)
 	g.SetLimit(max(o.ProcessMax, 1))
 	for _, name := range ready {
-		if ctx.Err() != nil {
+		if all.Err() != nil {
 			break
 		}
 		g.Go(func() error {
-			if ctx.Err() != nil { // begun after another one failed
+			if all.Err() != nil { // begun after another one failed
+				return all.Err()
+			}
+			// One that was begun is finished, whatever happens to the others; only the caller ends it.
+			err := o.Push(ctx, filepath.Join(o.WALDir, name))
+			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			// One that was begun is finished, whatever happens to the others.
-			if err := o.Push(context.WithoutCancel(ctx), filepath.Join(o.WALDir, name)); err != nil {
+			if err != nil {
 				return errors.Join(err, s.fail(out, name, err))
 			}
 			return put(out, name+".ok", notice)

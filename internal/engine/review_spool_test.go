@@ -3,6 +3,7 @@ package engine_test
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -85,5 +86,31 @@ func TestGetSpooledDistrustsWhatItFinds(t *testing.T) {
 		if fetched != c.fetched+1 {
 			t.Errorf("%s: fetched %d times", name, fetched)
 		}
+	}
+}
+
+// TestPushQueueCancelled: a background process that is told to end hands that on to the push at work, and leaves no error
+// status behind: nothing failed, and PostgreSQL asks again.
+func TestPushQueueCancelled(t *testing.T) {
+	r := newSpoolRig(t)
+	r.ready(segment(1), segment(2))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	err := r.spool.PushQueue(ctx, engine.QueueOptions{WALDir: r.wal, ProcessMax: 1, Push: func(ctx context.Context, _ string) error {
+		cancel()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Second):
+			return nil // it went on writing to the repository
+		}
+	}})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	left, err := os.ReadDir(filepath.Join(r.spool.Dir, "out"))
+	must(t, err)
+	if len(left) > 0 {
+		t.Errorf("statuses left by a cancelled run: %v", left)
 	}
 }
