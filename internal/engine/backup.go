@@ -427,7 +427,7 @@ func (r *backupRun) disconnect() error {
 
 // removeTree deletes every object below dir, in batches; on a file system also directories and links.
 func (s *Stanza) removeTree(ctx context.Context, dir string) error {
-	if l, ok := s.o.Storage.(storage.Linker); ok && s.o.Storage.Abilities().Links {
+	if l := s.linker(); l != nil {
 		return wrap(l.RemoveTree(ctx, dir), "remove %s", dir)
 	}
 	var names []string
@@ -687,7 +687,7 @@ func (r *backupRun) publish(ctx context.Context) error {
 	if err := repo.SaveArchiveInfo(ctx, s.o.Storage, s.o.Stanza, r.ai, s.o.Pass); err != nil {
 		return fmt.Errorf("save archive.info: %w", err)
 	}
-	if l, ok := s.o.Storage.(storage.Linker); ok && s.o.Storage.Abilities().Links {
+	if l := s.linker(); l != nil {
 		if err := l.Symlink(ctx, string(r.m.Label), repo.BackupDir(s.o.Stanza)+"/latest"); err != nil {
 			s.warn("the link backup/%s/latest could not be set (it is for people only): %v", s.o.Stanza, err)
 		}

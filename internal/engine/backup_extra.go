@@ -174,7 +174,7 @@ func (r *backupRun) sourcePath(name string) string {
 // annotated, while this one ran.
 func (r *backupRun) refresh(ctx context.Context) error {
 	s := r.s
-	bi, err := repo.LoadBackupInfo(ctx, s.o.Storage, s.o.Stanza, s.o.Pass)
+	ai, bi, err := s.loadInfos(ctx)
 	if err != nil {
 		return err
 	}
@@ -186,6 +186,6 @@ func (r *backupRun) refresh(ctx context.Context) error {
 			return fmt.Errorf("backup %s, which this %s backup is built on, was removed while it ran: make the backup again", l, r.Type)
 		}
 	}
-	r.bi = bi
+	r.ai, r.bi = ai, bi
 	return nil
 }

@@ -357,3 +357,30 @@ func TestRemovedWhileRunning(t *testing.T) {
 		t.Errorf("backups %v", got)
 	}
 }
+
+// TestBackupKeepsUpgrade: a stanza-upgrade by another host while a backup runs is not undone when the backup ends; archiving
+// of the new cluster would stop.
+func TestBackupKeepsUpgrade(t *testing.T) {
+	r := newRig(t, 15)
+	m, _ := r.withBackups(1)
+	next := r.control
+	next.SystemID++
+	var upgraded error
+	s, err := engine.New(engine.Options{Stanza: "demo", Storage: m, Pass: r.pass, Local: time.UTC, Events: func(e engine.Event) {
+		if step, ok := e.(engine.Step); ok && step.Verb == "backup" && step.Name == "publish" {
+			_, upgraded = r.stanza(m).Upgrade(context.Background(), next)
+		}
+	}})
+	must(t, err)
+	plan, err := s.PlanBackup(t.Context(), engine.BackupOptions{Conn: r.server.conn(), DataDir: r.server.dir, Fast: true, Compress: repo.GZ, Level: 1})
+	must(t, err)
+	_, err = plan.Run(t.Context())
+	must(t, errors.Join(err, upgraded))
+	ai, err := repo.LoadArchiveInfo(t.Context(), m, "demo", r.pass)
+	must(t, err)
+	bi, err := repo.LoadBackupInfo(t.Context(), m, "demo", r.pass)
+	must(t, err)
+	if ai.Current != 2 || bi.Current != 2 || len(ai.History) != 2 || len(bi.Backups) != 2 {
+		t.Errorf("archive.info: current %d of %d; backup.info: current %d, %d backups", ai.Current, len(ai.History), bi.Current, len(bi.Backups))
+	}
+}
