@@ -170,8 +170,8 @@ func (r *backupRun) sourcePath(name string) string {
 	return filepath.Join(r.standby.dir, name) // pg_tblspc/<oid> is a link there as well
 }
 
-// refresh reads backup.info again. The lock holds only this host: on another one backups may have been let expire, or been
-// annotated, while this one ran.
+// refresh reads the info files again. The lock holds only this host: on another one backups may have been let expire or been
+// annotated, or the stanza upgraded, while this one ran.
 func (r *backupRun) refresh(ctx context.Context) error {
 	s := r.s
 	ai, bi, err := s.loadInfos(ctx)
