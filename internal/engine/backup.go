@@ -291,6 +291,7 @@ type backupRun struct {
 	rate           *rate
 	start          pg.BackupStarted
 	tli            uint32
+	saved          saved // the manifest of the unfinished backup
 	res            BackupResult
 }
 
@@ -518,7 +519,7 @@ func (r *backupRun) scan(ctx context.Context, spaces []pg.Tablespace, dbs []pg.D
 	if err := r.resumeFiles(ctx, work); err != nil {
 		return nil, err
 	}
-	return work, repo.SaveManifestCopy(ctx, s.o.Storage, s.o.Stanza, r.m, r.bi.CipherPass)
+	return work, r.saveCopy(ctx)
 }
 
 // name gives the backup its label and its place in the list of references.
@@ -658,13 +659,6 @@ func (r *backupRun) publish(ctx context.Context) error {
 	if err := r.m.ValidateComplete(); err != nil {
 		return err
 	}
-	// The lock is that of this host. A backup by another one would have removed what it took for a dead one's.
-	unfinished := repo.ManifestPath(s.o.Stanza, r.m.Label) + ".copy"
-	if _, err := s.o.Storage.Stat(ctx, unfinished); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s is gone: the files of this backup were removed while it ran; see whether another host backs up to this repository, and run the backup again", unfinished)
-	} else if err != nil {
-		return err
-	}
 	if err := r.hardlinks(ctx); err != nil {
 		return err
 	}
@@ -672,6 +666,9 @@ func (r *backupRun) publish(ctx context.Context) error {
 		return err
 	}
 	if err := r.refresh(ctx); err != nil {
+		return err
+	}
+	if err := r.stillOursExactly(ctx); err != nil {
 		return err
 	}
 	if err := repo.PublishManifest(ctx, s.o.Storage, s.o.Stanza, r.m, r.bi.CipherPass); err != nil {

@@ -221,7 +221,10 @@ func (c *copier) save(ctx context.Context, threshold int64) error {
 		return nil
 	}
 	c.unsaved = 0
-	return repo.SaveManifestCopy(ctx, c.s.o.Storage, c.s.o.Stanza, c.m, c.bi.CipherPass)
+	if err := c.stillOurs(ctx); err != nil {
+		return err
+	}
+	return c.saveCopy(ctx)
 }
 
 func sleepUntil(ctx context.Context, now func() time.Time, t time.Time) error {

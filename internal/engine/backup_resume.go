@@ -39,7 +39,7 @@ func (r *backupRun) clearUnfinished(ctx context.Context) error {
 	}
 	for _, l := range left {
 		s.warn("backup %s was interrupted: its files are removed", l)
-		if err := s.removeTree(ctx, repo.BackupDir(s.o.Stanza)+"/"+string(l)); err != nil {
+		if err := s.removeUnfinished(ctx, l); err != nil {
 			return err
 		}
 	}

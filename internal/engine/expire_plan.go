@@ -296,7 +296,8 @@ func (p *ExpirePlan) run(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := p.removeDir(ctx, d.Label); err != nil {
+		s.step("expire", "files", string(d.Label))
+		if err := s.removeUnfinished(ctx, d.Label); err != nil {
 			return err
 		}
 	}

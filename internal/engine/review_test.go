@@ -5,8 +5,11 @@ import (
 	"crypto/sha1"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -382,5 +385,109 @@ func TestBackupKeepsUpgrade(t *testing.T) {
 	must(t, err)
 	if ai.Current != 2 || bi.Current != 2 || len(ai.History) != 2 || len(bi.Backups) != 2 {
 		t.Errorf("archive.info: current %d of %d; backup.info: current %d, %d backups", ai.Current, len(ai.History), bi.Current, len(bi.Backups))
+	}
+}
+
+// TestTakenOverWhileRunning: as TestRemovedWhileRunning, but the backup saves its unfinished manifest again after its files
+// were removed, or another host has resumed it: the directory looks as if it were this backup's, and is not.
+func TestTakenOverWhileRunning(t *testing.T) {
+	for name, other := range map[string]func(r *rig, m *storage.Mem) error{
+		"removed": func(r *rig, m *storage.Mem) error {
+			for info, err := range m.List(context.Background(), "backup/demo", storage.ListOptions{Recursive: true}) {
+				if strings.HasPrefix(path.Base(info.Name), "backup.info") {
+					continue
+				}
+				if err := errors.Join(err, m.Remove(context.Background(), info.Name)); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		"resumed": func(r *rig, m *storage.Mem) error {
+			for d, err := range repo.Labels(context.Background(), m, "demo") {
+				if err != nil {
+					return err
+				}
+				bi, err := repo.LoadBackupInfo(context.Background(), m, "demo", r.pass)
+				if err != nil {
+					return err
+				}
+				man, err := repo.LoadManifestCopy(context.Background(), m, "demo", d.Label, bi.CipherPass)
+				if err != nil {
+					return err
+				}
+				man.TimeStart++ // what the other host saves is not what we saved
+				_, err = repo.SaveManifestCopy(context.Background(), m, "demo", man, bi.CipherPass)
+				return err
+			}
+			return errors.New("there is nothing to resume")
+		},
+	} {
+		for when, o := range map[string]engine.BackupOptions{"between saves": {SaveThreshold: 1}, "before the end": {}} {
+			t.Run(name+" "+when, func(t *testing.T) {
+				r, m := newStore(t)
+				for i := range 6 {
+					r.touch("base/16384/200"+string(rune('0'+i)), scribble(uint64(i), 50_000), 9*time.Hour)
+				}
+				o.Compress, o.ProcessMax = repo.None, 1
+				var otherErr error
+				hook := &hooked{m, "2003", func() { otherErr = other(r, m) }}
+				res, err := r.backupWith(t.Context(), hook, m, o)
+				must(t, otherErr)
+				if err == nil || !strings.Contains(err.Error(), "another host") {
+					t.Errorf("result %+v, error: %v", res, err)
+				}
+				if got := r.labels(m); len(got) != 0 {
+					t.Errorf("backups %v", got)
+				}
+				must(t, r.server.waitIdle())
+			})
+		}
+	}
+}
+
+// TestPublishedWhileCleared: what this host takes for the remainder of a dead backup is published by another host just before
+// it would be removed. It stays.
+func TestPublishedWhileCleared(t *testing.T) {
+	r, m := newStore(t)
+	first, _ := r.mustBackup(m, engine.BackupOptions{})
+	name := repo.ManifestPath("demo", first.Label)
+	manifest, err := storage.ReadAll(t.Context(), m, name, 8<<20)
+	must(t, err)
+	must(t, m.Remove(t.Context(), name)) // its directory looks unfinished now
+	cleared := &listed{Storage: m, dir: "backup/demo/" + string(first.Label), after: func() { must(t, storage.WriteAll(t.Context(), m, name, manifest)) }}
+	second, err := r.backupWith(t.Context(), cleared, m, engine.BackupOptions{})
+	must(t, err)
+	if cleared.after != nil {
+		t.Fatal("nobody looked at the directory")
+	}
+	r.holds(m, first.Label)
+	r.holds(m, second.Label)
+	if got := r.labels(m); !slices.Equal(got, []repo.Label{first.Label, second.Label}) {
+		t.Errorf("backups %v", got)
+	}
+}
+
+// listed calls after when a directory has been listed for the last time before objects are removed from it.
+type listed struct {
+	storage.Storage
+	dir   string
+	seen  int
+	after func()
+}
+
+func (l *listed) List(ctx context.Context, dir string, o storage.ListOptions) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		for info, err := range l.Storage.List(ctx, dir, o) {
+			if !yield(info, err) {
+				return
+			}
+		}
+		if dir == l.dir && l.after != nil {
+			if l.seen++; l.seen == 3 { // the plan and Run reconcile first; then it is looked through for unfinished ones
+				l.after()
+				l.after = nil
+			}
+		}
 	}
 }
