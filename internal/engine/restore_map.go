@@ -19,7 +19,6 @@ type restoreRoot struct {
 	fresh  bool   // the directory was empty or missing when the target was last checked
 
 	root *os.Root // while Run works
-	hold *os.File // the directory, open from the begin so that every write error of its file system is learned
 }
 
 func (r *restoreRoot) tablespace() bool { return strings.HasPrefix(r.prefix, "pg_tblspc/") }
