@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -355,9 +356,14 @@ func (r *backupRun) copyOnline(ctx context.Context) (err error) {
 	return err
 }
 
-// copyOffline copies the files of a stopped cluster.
+// copyOffline copies the files of a stopped cluster. A server that runs for a moment of it, whether or not it is there at the
+// end, changes pg_control.
 func (r *backupRun) copyOffline(ctx context.Context) error {
 	r.start.Time = r.s.o.Now()
+	_, before, err := pg.ReadControl(ctx, r.o.DataDir)
+	if err != nil {
+		return err
+	}
 	work, err := r.scan(ctx, nil, nil)
 	if err != nil {
 		return err
@@ -365,7 +371,12 @@ func (r *backupRun) copyOffline(ctx context.Context) error {
 	if err := r.copyFiles(ctx, work); err != nil {
 		return err
 	}
-	if _, err := os.Stat(filepath.Join(r.o.DataDir, "postmaster.pid")); err == nil && !r.o.Force {
+	_, after, err := pg.ReadControl(ctx, r.o.DataDir)
+	if err != nil {
+		return err
+	}
+	_, err = os.Stat(filepath.Join(r.o.DataDir, "postmaster.pid"))
+	if (err == nil || !bytes.Equal(before, after)) && !r.o.Force {
 		return fmt.Errorf("%w: the server was started during the offline backup", ErrTargetRunning)
 	}
 	r.m.TimeStop = r.s.o.Now().Unix()

@@ -491,3 +491,34 @@ func (l *listed) List(ctx context.Context, dir string, o storage.ListOptions) it
 		}
 	}
 }
+
+// TestOfflineServerStartedMeanwhile: a server that was started and stopped again while an offline backup ran leaves no
+// postmaster.pid, but files of two moments in the backup, and no WAL to make one of them.
+func TestOfflineServerStartedMeanwhile(t *testing.T) {
+	r := newRig(t, 15)
+	m := storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	r.age(20 * time.Hour)
+	backup := func(st storage.Storage, force bool) error {
+		plan, err := r.stanza(st).PlanBackup(t.Context(), engine.BackupOptions{DataDir: r.server.dir, Offline: true, Force: force, Compress: repo.None})
+		if err != nil {
+			return err
+		}
+		_, err = plan.Run(t.Context())
+		return err
+	}
+	meanwhile := func() storage.Storage {
+		return &hooked{m, "16385", func() {
+			r.server.position += segmentSize
+			must(t, r.server.checkpoint())
+		}}
+	}
+	if err := backup(meanwhile(), false); !errors.Is(err, engine.ErrTargetRunning) {
+		t.Errorf("error: %v", err)
+	}
+	if got := r.labels(m); len(got) != 0 {
+		t.Errorf("backups %v", got)
+	}
+	must(t, backup(m, false))
+	must(t, backup(meanwhile(), true)) // the operator has been warned
+}
