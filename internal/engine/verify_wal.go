@@ -39,7 +39,7 @@ func (v *verifier) archive(ctx context.Context) error {
 					return err
 				}
 			case pg.IsHistoryName(name):
-				if err := v.history(ctx, info.Name); err != nil {
+				if err := v.history(ctx, id, info.Name); err != nil {
 					return err
 				}
 			}
@@ -157,6 +157,9 @@ func (h *headWriter) check(seg string, size int64) error {
 
 // extend adds a segment to the last range, or begins one after a gap.
 func (v *verifier) extend(id, seg string, size uint32) {
+	if pg.ValidSegmentSize(size) {
+		v.segmentSize[id] = size
+	}
 	n := len(v.res.Archives)
 	if n > 0 && pg.ValidSegmentSize(size) {
 		last := &v.res.Archives[n-1]
@@ -193,26 +196,9 @@ func (v *verifier) gaps(db repo.DB, id string) {
 			v.find("", repo.SegmentDir(v.s.o.Stanza, id, b.Start)+"/"+b.Start, "gap: the segments between %s and %s are missing; no recovery can pass it: make a new backup", a.Stop, b.Start)
 		}
 	}
-}
-
-// history reads a timeline history file.
-func (v *verifier) history(ctx context.Context, object string) error {
-	r, err := v.s.o.Storage.Open(ctx, object, 0, -1)
-	if err == nil {
-		sr, serr := repo.NewStreamReader(r, repo.StreamSpec{Compress: repo.None, Pass: v.ai.CipherPass})
-		if err = serr; err == nil {
-			_, err = pg.ParseHistory(sr)
-			err = errors.Join(err, sr.Close())
-		}
-		err = errors.Join(err, r.Close())
+	if newest != "" {
+		v.switches(id, newest)
 	}
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if err != nil {
-		v.find("", object, "%v", err)
-	}
-	return nil
 }
 
 // backupWAL makes sure that the WAL which a backup needs is there and sound; it returns how many segments are not.
