@@ -40,8 +40,9 @@ const inMemory = 64 << 20
 
 // Push stores one WAL file (format page, section 11.2): a segment, a .partial, a .history or a .backup file. When it
 // returns nil the file is durable in the repository and PostgreSQL may recycle it. A segment that is there with the same
-// content is success; with other content it is ErrArchiveConflict and nothing is overwritten. Cancelled: nothing, or the
-// whole object, is there, and a second call succeeds.
+// content is success; with other content it is ErrArchiveConflict and nothing is overwritten; so is the history of a timeline
+// that began elsewhere than the one whose WAL is there. Cancelled: nothing, or the whole object, is there, and a second call
+// succeeds.
 func (s *Stanza) Push(ctx context.Context, o PushOptions) (PushOutcome, error) {
 	if err := s.stopped(); err != nil {
 		return PushOutcome{}, err
@@ -81,6 +82,8 @@ func (s *Stanza) Push(ctx context.Context, o PushOptions) (PushOutcome, error) {
 		object := dir + "/" + name
 		if pg.IsBackupHistoryName(name) {
 			object = dir + "/" + name[:16] + "/" + name
+		} else if err := s.sameBeginning(ctx, dir, name, f, ai.CipherPass); err != nil {
+			return PushOutcome{}, fmt.Errorf("push %s: %w", name, err)
 		}
 		spec.Compress = repo.None
 		return PushOutcome{Object: object}, wrap(s.store(ctx, object, spec, f, ""), "push %s", name)
