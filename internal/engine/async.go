@@ -279,7 +279,7 @@ func (s *Spool) overflow(out string, ready []string, o QueueOptions) (dropped bo
 	if waiting > o.QueueMax {
 		for _, name := range ready {
 			text := fmt.Sprintf("0\ndropped WAL file '%s' because archive queue exceeded %s: the archive has a gap from here on; make a new backup\n", name, Size(o.QueueMax))
-			if err := put(out, name+".ok", text); err != nil {
+			if err := done(out, o.WALDir, name, text); err != nil {
 				return false, "", fmt.Errorf("spool: %w", err)
 			}
 		}
@@ -332,7 +332,7 @@ func (s *Spool) pushBatch(ctx context.Context, out string, ready []string, notic
 			if err != nil {
 				return errors.Join(err, s.fail(out, name, err))
 			}
-			return put(out, name+".ok", notice)
+			return done(out, o.WALDir, name, notice)
 		})
 	}
 	return g.Wait()
