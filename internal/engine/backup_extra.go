@@ -88,8 +88,11 @@ func (r *backupRun) copySegment(ctx context.Context, id, seg string, owner repo.
 	if err != nil {
 		return err
 	}
-	if len(found) != 1 {
-		return fmt.Errorf("%d copies of it are in the archive", len(found))
+	if len(found) == 0 {
+		return ErrWALMissing
+	}
+	if !sameContent(found) {
+		return fmt.Errorf("%w: %d different copies", ErrArchiveConflict, len(found))
 	}
 	in, err := r.s.o.Storage.Open(ctx, found[0].name, 0, -1)
 	if err != nil {

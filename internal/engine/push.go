@@ -241,6 +241,16 @@ func (s *Stanza) segmentObjects(ctx context.Context, dir, name string) ([]segmen
 	return found, nil
 }
 
+// sameContent says whether the stored copies of a segment are of one content: then any of them will do.
+func sameContent(copies []segmentObject) bool {
+	for _, o := range copies {
+		if o.sha1 != copies[0].sha1 {
+			return false
+		}
+	}
+	return true
+}
+
 // GetOptions says which file restore_command wants and where.
 type GetOptions struct {
 	Name    string // %f

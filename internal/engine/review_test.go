@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha1"
 	"errors"
@@ -521,4 +522,54 @@ func TestOfflineServerStartedMeanwhile(t *testing.T) {
 	}
 	must(t, backup(m, false))
 	must(t, backup(meanwhile(), true)) // the operator has been warned
+}
+
+// TestSegmentStoredTwice: two pushes of one segment at the same moment, with different compression, leave it twice. That is no
+// damage: archive-get takes either. Nor is it when one of them is damaged, as long as the other is good; but it is told.
+func TestSegmentStoredTwice(t *testing.T) {
+	r, m := newStore(t)
+	full, _ := r.mustBackup(m, engine.BackupOptions{})
+	twice := func(seg string) string {
+		t.Helper()
+		file := filepath.Join(r.server.dir, "pg_wal", seg)
+		b, err := os.ReadFile(file)
+		must(t, err)
+		bi, err := repo.LoadArchiveInfo(t.Context(), m, "demo", r.pass)
+		must(t, err)
+		var stored bytes.Buffer
+		w, err := repo.NewStreamWriter(&stored, repo.StreamSpec{Compress: repo.GZ, Level: 1, Pass: bi.CipherPass})
+		must(t, err)
+		_, err = w.Write(b)
+		must(t, errors.Join(err, w.Close()))
+		object := repo.SegmentPath("demo", "15-1", seg, sum(t, file), repo.GZ)
+		must(t, storage.WriteAll(t.Context(), m, object, stored.Bytes()))
+		return object
+	}
+	object := twice(full.ArchiveStop)
+	must(t, r.verify(m, ""))
+	must(t, r.verify(m, full.Label))
+	r.archiving = func(file string) error { // each segment comes twice
+		_, err := r.stanza(m).Push(context.Background(), engine.PushOptions{Path: file, DataDir: r.server.dir, Compress: repo.LZ4})
+		twice(filepath.Base(file))
+		return err
+	}
+	second, man := r.mustBackup(m, engine.BackupOptions{ArchiveCopy: true})
+	if !man.HasFile("pg_data/pg_wal/" + second.ArchiveStop) {
+		t.Error("the WAL was not copied into the backup")
+	}
+	must(t, r.verify(m, ""))
+
+	must(t, storage.WriteAll(t.Context(), m, object, []byte("junk")))
+	for _, set := range []repo.Label{"", full.Label} {
+		res, err := r.stanza(m).Verify(t.Context(), engine.VerifyOptions{Set: set})
+		must(t, err)
+		if len(res.Findings) != 1 || res.Findings[0].Object != object || res.Verdicts[0].Status != engine.VerdictValid {
+			t.Errorf("one of two is damaged: %v, %v", res.Findings, res.Verdicts)
+		}
+	}
+	dest := filepath.Join(scratch(t), "got")
+	must(t, r.stanza(m).Get(t.Context(), engine.GetOptions{Name: full.ArchiveStop, Dest: dest}))
+	if sum(t, dest) != sum(t, filepath.Join(r.server.dir, "pg_wal", full.ArchiveStop)) {
+		t.Error("the segment came back changed")
+	}
 }

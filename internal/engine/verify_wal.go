@@ -90,22 +90,33 @@ func (v *verifier) walDir(ctx context.Context, id, dir string) error {
 	return nil
 }
 
-// segment reads one WAL segment and returns its size, 0 when it could not be read.
+// segment reads one WAL segment and returns its size, 0 when it could not be read. It may be there several times, of which one
+// good copy is enough.
 func (v *verifier) segment(ctx context.Context, id, seg string, copies []segmentObject) (size int64, err error) {
-	bad := func() {
+	v.mu.Lock()
+	v.res.Segments++
+	v.mu.Unlock()
+	if sameContent(copies) {
+		for _, o := range copies {
+			n, err := v.segmentCopy(ctx, seg, o)
+			if err != nil {
+				return 0, err
+			}
+			size = max(size, n)
+		}
+	} else {
+		v.find("", path.Dir(copies[0].name)+"/"+seg, "%d different copies in the archive: which is right can't be told", len(copies))
+	}
+	if size == 0 {
 		v.mu.Lock()
 		v.badWAL[id+"/"+seg] = true
 		v.mu.Unlock()
 	}
-	v.mu.Lock()
-	v.res.Segments++
-	v.mu.Unlock()
-	if len(copies) > 1 {
-		bad()
-		v.find("", path.Dir(copies[0].name)+"/"+seg, "%d different copies in the archive: which is right can't be told", len(copies))
-		return 0, nil
-	}
-	o := copies[0]
+	return size, nil
+}
+
+// segmentCopy reads one stored copy of a segment and returns its size, 0 when it is not as it should be.
+func (v *verifier) segmentCopy(ctx context.Context, seg string, o segmentObject) (size int64, err error) {
 	spec := repo.StreamSpec{Compress: o.compress, Pass: v.ai.CipherPass}
 	r, err := v.s.o.Storage.Open(ctx, o.name, 0, -1)
 	var sum string
@@ -122,14 +133,14 @@ func (v *verifier) segment(ctx context.Context, id, seg string, copies []segment
 	v.mu.Unlock()
 	switch {
 	case err != nil:
-		err = fmt.Errorf("%w", err)
 	case sum != o.sha1:
 		err = fmt.Errorf("SHA-1 is %s, should be %s", sum, o.sha1)
+	case size == 0:
+		err = errors.New("the segment is empty")
 	default:
 		err = head.check(seg, size)
 	}
 	if err != nil {
-		bad()
 		v.find("", o.name, "%v", err)
 		return 0, nil
 	}
