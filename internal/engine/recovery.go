@@ -180,7 +180,7 @@ func (p *RestorePlan) recoverySettings(old string) string {
 	timeline := p.o.Timeline
 	switch p.Type {
 	case TargetTime, TargetXID, TargetLSN, TargetName:
-		set("recovery_target_"+string(p.Type), p.o.Target)
+		set("recovery_target_"+string(p.Type), p.target())
 		if p.o.Exclusive {
 			set("recovery_target_inclusive", "false")
 		}
@@ -197,6 +197,16 @@ func (p *RestorePlan) recoverySettings(old string) string {
 		set("recovery_target_timeline", timeline)
 	}
 	return b.String()
+}
+
+// target is the recovery target as PostgreSQL is told it.
+func (p *RestorePlan) target() string {
+	if p.Type == TargetTime {
+		if _, told, err := parseTargetTime(p.o.Target, p.s.o.Local); err == nil {
+			return told
+		}
+	}
+	return p.o.Target
 }
 
 func readRoot(root *os.Root, name string) ([]byte, error) {

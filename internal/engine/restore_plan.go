@@ -280,17 +280,33 @@ func (s *Stanza) chooseBackup(bi *repo.BackupInfo, o RestoreOptions) (repo.Label
 	return "", fmt.Errorf("stanza %s: %w: %s; %s", s.o.Stanza, ErrNoBackup, what, see)
 }
 
-// ParseTargetTime reads YYYY-MM-DD HH:MM:SS[.fraction][±zone]; without zone it is in local.
+// ParseTargetTime reads YYYY-MM-DD HH:MM:SS[.fraction][±zone], also with a T between date and time; without zone it is in
+// local. Names of zones but UTC and GMT are refused, as PostgreSQL does: some stand for several.
 func ParseTargetTime(v string, local *time.Location) (time.Time, error) {
-	for _, layout := range []string{"2006-01-02 15:04:05Z07:00", "2006-01-02 15:04:05Z0700", "2006-01-02 15:04:05Z07"} {
-		if t, err := time.Parse(layout, strings.Replace(v, "T", " ", 1)); err == nil {
-			return t, nil
+	t, _, err := parseTargetTime(v, local)
+	return t, err
+}
+
+// parseTargetTime also gives the time as PostgreSQL is told it: always with its zone in numbers, for the server's own may be
+// another than that by which the backup was chosen.
+func parseTargetTime(v string, local *time.Location) (t time.Time, told string, err error) {
+	text := v
+	if len(v) > 10 && v[10] == 'T' {
+		text = v[:10] + " " + v[11:]
+	}
+	const layout = "2006-01-02 15:04:05"
+	if t, err := time.ParseInLocation(layout, text, local); err == nil {
+		return t, v + t.Format("-07:00"), nil
+	}
+	for _, zone := range []string{"Z07:00", "Z0700", "Z07"} {
+		if t, err := time.Parse(layout+zone, text); err == nil {
+			return t, v, nil
 		}
 	}
-	for _, layout := range []string{"2006-01-02 15:04:05 MST", "2006-01-02 15:04:05"} {
-		if t, err := time.ParseInLocation(layout, strings.Replace(v, "T", " ", 1), local); err == nil {
-			return t, nil
+	for _, zone := range []string{" UTC", " GMT"} {
+		if t, err := time.Parse(layout+zone, text); err == nil {
+			return t, strings.TrimSuffix(v, zone) + "+00", nil
 		}
 	}
-	return time.Time{}, fmt.Errorf("target time %q: write YYYY-MM-DD HH:MM:SS, with fraction and zone (+02) if wanted", v)
+	return time.Time{}, "", fmt.Errorf("target time %q: write YYYY-MM-DD HH:MM:SS, with fraction and zone (+02) if wanted", v)
 }
