@@ -97,7 +97,7 @@ func (s *Stanza) Push(ctx context.Context, o PushOptions) (PushOutcome, error) {
 	return out, wrap(err, "push %s", name)
 }
 
-// checkHeader compares the segment's long page header with the stanza's current entry.
+// checkHeader compares the segment's long page header with the stanza's current entry and with the size of the file.
 func checkHeader(f *os.File, db repo.DB) error {
 	var b [8192]byte
 	n, err := f.ReadAt(b[:], 0)
@@ -110,6 +110,13 @@ func checkHeader(f *os.File, db repo.DB) error {
 	}
 	if h.SystemID != db.SystemID || h.Version.String() != db.Version {
 		return fmt.Errorf("%w: its header has version %s, system identifier %d; the stanza %s, %d", ErrArchiveMismatch, h.Version, h.SystemID, db.Version, db.SystemID)
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() != int64(h.SegmentSize) {
+		return fmt.Errorf("%w: the file has %d bytes, its header says %d: it was cut short, and no recovery would get past it", ErrCorrupt, info.Size(), h.SegmentSize)
 	}
 	return nil
 }

@@ -352,3 +352,27 @@ func TestPushHistoryConflict(t *testing.T) {
 		holds(other)
 	}
 }
+
+// TestPushCutShort: a segment that is shorter than its header says (a disk that was full, a copy by hand) is refused; in the
+// archive it would be the end of every recovery.
+func TestPushCutShort(t *testing.T) {
+	r, m, file := archiveRig(t, "")
+	whole, err := os.ReadFile(file)
+	must(t, err)
+	for _, name := range []string{segmentA, segmentA + ".partial"} {
+		for _, size := range []int{8192, len(whole) / 2, len(whole) + 1} {
+			short := filepath.Join(scratch(t), name)
+			must(t, os.WriteFile(short, append([]byte(nil), append(whole, 0)[:size]...), 0o600))
+			if _, err := r.push(m, short, repo.LZ4); err == nil || !strings.Contains(err.Error(), fmt.Sprint(size)) {
+				t.Errorf("%s with %d bytes: %v", name, size, err)
+			}
+		}
+	}
+	for name := range contents(t, m) {
+		if strings.Contains(name, segmentA) {
+			t.Errorf("%s was stored", name)
+		}
+	}
+	_, err = r.push(m, file, repo.LZ4)
+	must(t, err)
+}
