@@ -573,3 +573,26 @@ func TestSegmentStoredTwice(t *testing.T) {
 		t.Error("the segment came back changed")
 	}
 }
+
+// TestCreateAtOnce: two hosts create one stanza in an encrypted repository at the same moment. Each draws passphrases of its own,
+// and what is encrypted by one that was overwritten is lost: only the host whose files are there may be told that it succeeded.
+func TestCreateAtOnce(t *testing.T) {
+	for _, at := range []string{"archive.info.copy", "backup.info", "backup.info.copy"} {
+		r := newRig(t, 15)
+		m := storage.NewMem(nil)
+		other := func() {
+			elsewhere := storage.NewMem(nil)
+			must(t, r.create(t.Context(), elsewhere))
+			for name, text := range contents(t, elsewhere) {
+				if strings.Contains(name, "archive.info") {
+					must(t, storage.WriteAll(t.Context(), m, name, []byte(text)))
+				}
+			}
+		}
+		if err := r.create(t.Context(), &hooked{m, at, other}); err == nil || !strings.Contains(err.Error(), "same moment") {
+			t.Errorf("%s: %v", at, err)
+		}
+		must(t, r.create(t.Context(), m))
+		must(t, r.verified(m))
+	}
+}
