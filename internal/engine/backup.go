@@ -405,11 +405,17 @@ func (r *backupRun) prepare(ctx context.Context) error {
 	if err := r.settle(ctx, r.bi, func(string, ...any) {}); err != nil { // the plan has said it all
 		return err
 	}
-	if r.newest, err = repo.NewestLabel(ctx, s.o.Storage, s.o.Stanza, ""); err != nil {
+	var full repo.Label // of the set that this backup goes into; a full backup comes after every other
+	if r.prior != nil {
+		full = r.prior.Label.FullLabel()
+	}
+	if r.newest, err = repo.NewestLabel(ctx, s.o.Storage, s.o.Stanza, full); err != nil {
 		return err
 	}
 	for _, l := range r.bi.Backups {
-		r.newest = max(r.newest, l.Label)
+		if full == "" || l.Label.FullLabel() == full {
+			r.newest = max(r.newest, l.Label)
+		}
 	}
 	return r.clearUnfinished(ctx)
 }

@@ -81,7 +81,7 @@ func (r *backupRun) resumeFiles(ctx context.Context, work []todo) error {
 		f := &r.m.Files[work[i].index]
 		was := old.File(f.Name)
 		if was == nil || was.SHA1 == "" || was.Size == 0 || was.Size != f.Size || was.BundleID != 0 || was.Reference != "" || f.Name == controlName ||
-			was.Timestamp != f.Timestamp && !r.delta {
+			was.Timestamp != f.Timestamp && !r.delta || r.ChecksumPage && isPaged(f.Name) && !was.PageChecked {
 			continue
 		}
 		work[i].resumed = was

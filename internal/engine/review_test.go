@@ -596,3 +596,45 @@ func TestCreateAtOnce(t *testing.T) {
 		must(t, r.verified(m))
 	}
 }
+
+// TestResumeChecksPages: an interrupted backup did not verify page checksums, the one that takes it over does: what it takes
+// over without verifying it would be called good.
+func TestResumeChecksPages(t *testing.T) {
+	r, m := newStore(t)
+	r.server.checksums = 1
+	must(t, r.server.checkpoint())
+	page, err := os.ReadFile(filepath.Join("..", "pg", "testdata", "page-0"))
+	must(t, err)
+	page[5000] ^= 1
+	r.touch("base/16384/2000", string(page)+strings.Repeat("\x00", 10*8192), 9*time.Hour)
+	faulty, err := storage.NewFaulty(m, storage.Fault{Op: storage.OpCommit, Nth: 14, Kind: storage.Die})
+	must(t, err)
+	off := false
+	if _, err := r.backupWith(t.Context(), faulty, m, engine.BackupOptions{Compress: repo.None, SaveThreshold: 1, ProcessMax: 1, ChecksumPage: &off}); err == nil {
+		t.Fatal("the fault did not end the backup")
+	}
+	res, man := r.mustBackup(m, engine.BackupOptions{Resume: true, Compress: repo.None})
+	if w := r.warned(); !strings.Contains(w, "it is resumed") {
+		t.Errorf("warned %q", w)
+	}
+	if f := man.File("pg_data/base/16384/2000"); !f.PageChecked || f.PageOK || !slices.Contains(res.PageErrors, f.Name) {
+		t.Errorf("the bad page is not reported: %+v, %v", f, res.PageErrors)
+	}
+}
+
+// TestLabelsOfASetStayInOrder: the clock goes back an hour (daylight saving), the newest backup is of another set. The next
+// incr of the older set must still sort behind the one it is built on.
+func TestLabelsOfASetStayInOrder(t *testing.T) {
+	r, m := newStore(t)
+	r.mustBackup(m, engine.BackupOptions{})
+	incr, _ := r.mustBackup(m, engine.BackupOptions{Type: repo.Incr})
+	last, _ := r.mustBackup(m, engine.BackupOptions{})
+	_, err := r.expire(t.Context(), m, engine.ExpireOptions{Set: last.Label})
+	must(t, err)
+	r.server.clock = r.server.clock.Add(-3 * time.Hour)
+	next, _ := r.mustBackup(m, engine.BackupOptions{Type: repo.Incr})
+	if next.Label <= incr.Label || next.Label.FullLabel() != incr.Label.FullLabel() {
+		t.Errorf("%s comes after %s", next.Label, incr.Label)
+	}
+	must(t, r.verified(m))
+}
