@@ -336,3 +336,18 @@ func TestCancelledBackup(t *testing.T) {
 	must(t, lost(t, before, m))
 	r.holds(m, made[0].Label)
 }
+
+// TestSetOfBzip2: a set that the original compressed with bz2 can't be continued, which is said before anything is copied.
+func TestSetOfBzip2(t *testing.T) {
+	r, m := newStore(t)
+	full, man := r.mustBackup(m, engine.BackupOptions{Compress: repo.None})
+	man.Options.CompressType = repo.BZ2
+	bi, err := repo.LoadBackupInfo(t.Context(), m, "demo", r.pass)
+	must(t, err)
+	must(t, repo.PublishManifest(t.Context(), m, "demo", man, bi.CipherPass))
+	o := engine.BackupOptions{Type: repo.Incr, Conn: r.server.conn(), DataDir: r.server.dir, Compress: repo.ZST}
+	if _, err := r.stanza(m).PlanBackup(t.Context(), o); err == nil || !strings.Contains(err.Error(), "bz2") || !strings.Contains(err.Error(), string(full.Label)) || !strings.Contains(err.Error(), "full backup") {
+		t.Errorf("error: %v", err)
+	}
+	r.mustBackup(m, engine.BackupOptions{})
+}
