@@ -638,3 +638,60 @@ func TestLabelsOfASetStayInOrder(t *testing.T) {
 	}
 	must(t, r.verified(m))
 }
+
+// TestDataDirBehindLink: the data directory is reached through a symbolic link, and a link in it leads to a neighbour. The way
+// back up is that of the real place.
+func TestDataDirBehindLink(t *testing.T) {
+	r := newRig(t, 15)
+	m := storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	must(t, os.Mkdir(filepath.Dir(r.server.dir)+"/logs", 0o700))
+	r.server.write(t, filepath.Dir(r.server.dir)+"/logs/today", "a line\n")
+	link(t, "../logs", r.server.dir+"/log")
+	r.age(20 * time.Hour)
+	behind := func(dir string) string {
+		name := filepath.Join(scratch(t), "there")
+		link(t, dir, name)
+		return name
+	}
+	r.server.saysDir = behind(r.server.dir)
+	real := r.server.dir
+	r.server.dir = r.server.saysDir
+	res, man := r.mustBackup(m, engine.BackupOptions{})
+	r.server.dir = real
+	if f := man.File("pg_data/log/today"); f == nil || f.Size != 7 {
+		t.Errorf("what is behind the link is not in the backup: %+v", f)
+	}
+
+	top := scratch(t)
+	dir := filepath.Join(top, "data")
+	mkdir(t, dir)
+	o := r.restoreOptions(behind(dir), res.Label)
+	plan, err := r.stanzaAt(m, fixedClock).PlanRestore(t.Context(), o)
+	must(t, err)
+	_, err = plan.Run(t.Context())
+	must(t, err)
+	if b, err := os.ReadFile(filepath.Join(dir, "log/today")); string(b) != "a line\n" {
+		t.Errorf("what is behind the restored link: %q, %v", b, err)
+	}
+	if diff := differ(map[string]string{".": "dir", "data": "dir", "logs": "dir", "logs/today": "a line\n"}, shallow(tree(t, top))); diff != "" {
+		t.Errorf("%s is not where it should be", diff)
+	}
+
+	// Two places that are one by another name overlap.
+	o.LinkMap = map[string]string{"pg_xact": filepath.Join(dir, "elsewhere")}
+	o.Delta = true
+	if _, err := r.stanzaAt(m, fixedClock).PlanRestore(t.Context(), o); !errors.Is(err, engine.ErrLinkInside) {
+		t.Errorf("a link into the data directory by its real name: %v", err)
+	}
+}
+
+// shallow leaves out what is below data.
+func shallow(all map[string]string) map[string]string {
+	for name := range all {
+		if strings.HasPrefix(name, "data/") {
+			delete(all, name)
+		}
+	}
+	return all
+}
