@@ -695,3 +695,30 @@ func shallow(all map[string]string) map[string]string {
 	}
 	return all
 }
+
+// TestNoBackupWithoutControl: whatever keeps pg_control out of the list of files, there is no backup without it.
+func TestNoBackupWithoutControl(t *testing.T) {
+	r, m := newStore(t)
+	_, err := r.backupWith(t.Context(), m, m, engine.BackupOptions{Exclude: []string{"global/"}})
+	if err == nil || !strings.Contains(err.Error(), "pg_control") {
+		t.Errorf("error: %v", err)
+	}
+	if got := r.labels(m); len(got) != 0 {
+		t.Errorf("backups %v", got)
+	}
+}
+
+// TestFileBecomesLink: what was a file when the manifest was built is a link when it is copied. PostgreSQL does not do that;
+// who does may want to have something else read, for the backup may run as root.
+func TestFileBecomesLink(t *testing.T) {
+	r, m := newStore(t)
+	secret := r.server.write(t, scratch(t)+"/secret", strings.Repeat("not yours", 10_000))
+	file := filepath.Join(r.server.dir, "base/16384/2000")
+	_, err := r.backupWith(t.Context(), &hooked{m, "backup.manifest.copy", func() {
+		must(t, os.Remove(file))
+		link(t, secret, file)
+	}}, m, engine.BackupOptions{})
+	if err == nil || !strings.Contains(err.Error(), "base/16384/2000") {
+		t.Errorf("error: %v", err)
+	}
+}
