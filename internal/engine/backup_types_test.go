@@ -351,3 +351,39 @@ func TestSetOfBzip2(t *testing.T) {
 	}
 	r.mustBackup(m, engine.BackupOptions{})
 }
+
+// TestBlockCollision: a changed block has the short checksum of the old one by chance. The SHA-1 of the file tells, and all of
+// it is stored. Chance is helped here: the map in the full backup gets the checksum that the change will have.
+func TestBlockCollision(t *testing.T) {
+	r, m := newStore(t)
+	r.pass = ""
+	m = storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	o := engine.BackupOptions{Block: true, Compress: repo.None}
+	full, man := r.mustBackup(m, o)
+	f := man.File("pg_data/base/16384/2000")
+	content := []byte(scribble(1, 80*8192))
+	copy(content[3*8192:], "changed")
+	r.touch("base/16384/2000", string(content), time.Hour)
+
+	object, offset, length, _ := man.Object("demo", f)
+	image, err := storage.ReadAll(t.Context(), m, object, 8<<20)
+	must(t, err)
+	at := offset + length - f.BlockMapSize
+	blocks, err := repo.DecodeBlockMap(image[at:], f.BlockSize, f.BlockSumSize)
+	must(t, err)
+	blocks.Blocks[3].Checksum = blocks.Sum(content[3*8192 : 4*8192])
+	raw, err := blocks.Encode()
+	must(t, err)
+	if int64(len(raw)) != f.BlockMapSize || f.BlockSize != 8192 {
+		t.Fatalf("the map has %d bytes instead of %d, the blocks %d", len(raw), f.BlockMapSize, f.BlockSize)
+	}
+	must(t, storage.WriteAll(t.Context(), m, object, append(image[:at:at], raw...)))
+
+	o.Type = repo.Incr
+	incr, im := r.mustBackup(m, o)
+	if now := im.File(f.Name); now.Reference == full.Label || now.SHA1 == f.SHA1 {
+		t.Errorf("the file is taken for unchanged: %+v", now)
+	}
+	r.holds(m, incr.Label)
+}
