@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -720,5 +721,66 @@ func TestFileBecomesLink(t *testing.T) {
 	}}, m, engine.BackupOptions{})
 	if err == nil || !strings.Contains(err.Error(), "base/16384/2000") {
 		t.Errorf("error: %v", err)
+	}
+}
+
+// TestClockBackDuringBackup: the clock is put back an hour while a backup runs. It does not wait for it to come round again.
+func TestClockBackDuringBackup(t *testing.T) {
+	r := newRig(t, 15)
+	m := storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	r.age(20 * time.Hour)
+	now := time.Now().Round(0) // like a clock on the wall
+	must(t, os.Chtimes(filepath.Join(r.server.dir, "base/16384/16385"), now, now))
+	var copying atomic.Bool
+	s, err := engine.New(engine.Options{Stanza: "demo", Storage: m, Pass: r.pass, Local: time.UTC, Events: func(e engine.Event) {
+		if step, ok := e.(engine.Step); ok && step.Name == "copy" {
+			copying.Store(true)
+		}
+	}, Now: func() time.Time {
+		if copying.Load() {
+			return time.Now().Round(0).Add(-time.Hour)
+		}
+		return time.Now().Round(0)
+	}})
+	must(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	plan, err := s.PlanBackup(ctx, engine.BackupOptions{DataDir: r.server.dir, Offline: true, Compress: repo.None})
+	must(t, err)
+	res, err := plan.Run(ctx)
+	must(t, err)
+	r.holds(m, res.Label)
+}
+
+// TestRestoreWithoutArchive: the archive is lost with its info file, the backups are not. What needs no WAL of the archive can
+// be restored: the files as they are, or up to the end of the backup with the WAL that is in it.
+func TestRestoreWithoutArchive(t *testing.T) {
+	r, m := newStore(t)
+	res, _ := r.mustBackup(m, engine.BackupOptions{ArchiveCopy: true})
+	for name := range contents(t, m) {
+		if strings.HasPrefix(name, "archive/") {
+			must(t, m.Remove(t.Context(), name))
+		}
+	}
+	for typ, works := range map[engine.TargetType]bool{engine.TargetNone: true, engine.TargetImmediate: true, engine.TargetPreserve: true, engine.TargetDefault: false, engine.TargetStandby: false} {
+		o := r.restoreOptions(filepath.Join(scratch(t), "data"), res.Label)
+		o.Type = typ
+		plan, err := r.stanzaAt(m, fixedClock).PlanRestore(t.Context(), o)
+		if !works {
+			if !errors.Is(err, engine.ErrStanzaMissing) || !strings.Contains(err.Error(), "--type=immediate") {
+				t.Errorf("%s: %v", typ, err)
+			}
+			continue
+		}
+		must(t, err)
+		if w := strings.Join(plan.Warnings, "\n"); !strings.Contains(w, "archive.info") {
+			t.Errorf("%s: warnings %q", typ, w)
+		}
+		_, err = plan.Run(t.Context())
+		must(t, err)
+		if b, err := os.ReadFile(filepath.Join(o.DataDir, "base/16384/2000")); err != nil || len(b) != 80*8192 {
+			t.Errorf("%s: %d bytes, %v", typ, len(b), err)
+		}
 	}
 }
