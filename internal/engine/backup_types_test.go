@@ -387,3 +387,74 @@ func TestBlockCollision(t *testing.T) {
 	}
 	r.holds(m, incr.Label)
 }
+
+// TestNothingToBuildOn: the backups of the cluster before a stanza-upgrade are no base for those of the new one.
+func TestNothingToBuildOn(t *testing.T) {
+	r := newRig(t, 15)
+	m, _ := r.withBackups(2)
+	next := newRig(t, 16)
+	next.server.clock = next.server.clock.Add(100 * time.Hour)
+	_, err := next.stanza(m).Upgrade(t.Context(), next.control)
+	must(t, err)
+	for _, typ := range []repo.BackupType{repo.Incr, repo.Diff} {
+		left := m.CrashClone()
+		res, man := next.mustBackup(left, engine.BackupOptions{Type: typ})
+		if res.Label.Type() != repo.Full || man.Prior != "" {
+			t.Errorf("a %s became %s on %s", typ, res.Label, man.Prior)
+		}
+		next.holds(left, res.Label)
+		incr, im := next.mustBackup(left, engine.BackupOptions{Type: typ})
+		if im.Prior != res.Label {
+			t.Errorf("%s is built on %s", incr.Label, im.Prior)
+		}
+	}
+}
+
+// TestSetKeepsPageChecks: whether pages are verified stays as in the full backup, or what a reference inherits would not be
+// what the option says.
+func TestSetKeepsPageChecks(t *testing.T) {
+	on, off := true, false
+	for _, c := range []struct {
+		full, incr *bool
+		want       bool
+		warns      bool
+	}{{&off, nil, false, false}, {&off, &on, false, true}, {&on, &off, true, true}, {nil, &off, true, true}, {nil, nil, true, false}} {
+		r, m := newStore(t)
+		r.server.checksums = 1
+		must(t, r.server.checkpoint())
+		r.mustBackup(m, engine.BackupOptions{ChecksumPage: c.full})
+		o := engine.BackupOptions{Type: repo.Incr, ChecksumPage: c.incr, Conn: r.server.conn(), DataDir: r.server.dir, Compress: repo.LZ4}
+		plan, err := r.stanza(m).PlanBackup(t.Context(), o)
+		must(t, err)
+		if warned := strings.Contains(strings.Join(plan.Warnings, "\n"), "until the next full backup"); warned != c.warns {
+			t.Errorf("%v: warnings %q", c, plan.Warnings)
+		}
+		_, man := r.mustBackup(m, o)
+		if man.Options.ChecksumPage != c.want {
+			t.Errorf("%v: the incr verifies pages: %t", c, man.Options.ChecksumPage)
+		}
+	}
+}
+
+// TestTimelineChanges: files of a server that was promoted, or restored and promoted, may differ from those of the backup
+// before although size and time stamp are the same.
+func TestTimelineChanges(t *testing.T) {
+	for _, block := range []bool{false, true} {
+		r, m := newStore(t)
+		r.mustBackup(m, engine.BackupOptions{Block: block})
+		file := filepath.Join(r.server.dir, "base/16384/2000")
+		info, err := os.Stat(file)
+		must(t, err)
+		must(t, os.WriteFile(file, []byte(scribble(5, int(info.Size()))), 0o600))
+		must(t, os.Chtimes(file, info.ModTime(), info.ModTime()))
+		r.server.timeline = 2
+		r.server.write(t, "pg_wal/00000002.history", "1\t0/2280000\tx\n")
+		must(t, r.server.checkpoint())
+		r.warned()
+		res, man := r.mustBackup(m, engine.BackupOptions{Type: repo.Incr, Block: block})
+		if w := r.warned(); !man.Options.Delta || !strings.Contains(w, "timeline changed") {
+			t.Errorf("delta %t, warned %q", man.Options.Delta, w)
+		}
+		r.holds(m, res.Label)
+	}
+}
