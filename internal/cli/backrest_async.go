@@ -147,9 +147,18 @@ func (r *backrestRun) pushQueue(ctx context.Context, spool engine.Spool, dataDir
 					errs = append(errs, fmt.Errorf("repo%d: %w", repoKeys(r.c)[i], err))
 				}
 			}
+			if len(errs) > 0 && len(errs) < len(stanzas) && !splitArchive(errs) {
+				errs = append(errs, engine.ErrPartly)
+			}
 			return errors.Join(errs...)
 		}}
 	return r.whenFree(ctx, func() error { return stanzas[0].Locked(func() error { return spool.PushQueue(ctx, o) }) })
+}
+
+// splitArchive: an error that is about the WAL and not about the repository. Nothing more of such WAL is pushed anywhere.
+func splitArchive(errs []error) bool {
+	err := errors.Join(errs...)
+	return errors.Is(err, engine.ErrArchiveConflict) || errors.Is(err, engine.ErrArchiveMismatch)
 }
 
 // getQueue is the background process of archive-get.

@@ -54,6 +54,7 @@ var backrestCodes = []struct {
 	{context.Canceled, codeTerm},
 	{engine.ErrStopped, codeStop},
 	{repo.ErrLocked, codeLock},
+	{engine.ErrPartly, codeCommand},
 	{engine.ErrPassphrase, codeCrypto},
 	{repo.ErrCipher, codeCrypto},
 	{engine.ErrStanzaMissing, codeMissing},

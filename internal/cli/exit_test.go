@@ -62,6 +62,7 @@ var sentinels = map[string]struct {
 	"engine.ErrLinkInside":        {engine.ErrLinkInside, exitUsage},
 	"engine.ErrLinkMap":           {engine.ErrLinkMap, exitUsage},
 	"engine.ErrTablespaceMap":     {engine.ErrTablespaceMap, exitUsage},
+	"engine.ErrPartly":            {engine.ErrPartly, exitFailed},
 	"engine.ErrTimeline":          {engine.ErrTimeline, exitRefused},
 	"engine.SpoolError":           {&engine.SpoolError{}, exitFailed},
 	"engine.ErrWALMissing":        {engine.ErrWALMissing, exitFailed},

@@ -27,6 +27,7 @@ import (
 //
 //	<spool>/archive/<stanza>/out/<file>.ok      pushed; a first line "0" is followed by a warning
 //	<spool>/archive/<stanza>/out/<file>.error   "<code>\n<message>"; global.error stands for every file without its own
+//	<spool>/archive/<stanza>/out/<file>.partly  in some repositories only: not read again before the others answer
 //	<spool>/archive/<stanza>/in/<segment>       fetched, ready to be renamed
 //	<spool>/archive/<stanza>/in/<segment>.ok    not in the archive
 //	<spool>/archive/<stanza>/in/<segment>.error as above
@@ -61,7 +62,10 @@ type SpoolError struct {
 
 func (e *SpoolError) Error() string { return e.Message }
 
-const globalStatus = "global"
+const (
+	globalStatus = "global"
+	partlyMark   = ".partly"
+)
 
 func (s *Spool) complete() {
 	if s.Timeout <= 0 {
@@ -169,7 +173,7 @@ func (s Spool) PushSpooled(ctx context.Context, file string) error {
 	if err := os.MkdirAll(out, 0o750); err != nil {
 		return fmt.Errorf("spool: %w", err)
 	}
-	if err := removeFiles(out, file+".error", globalStatus+".error"); err != nil {
+	if err := removeFiles(out, file+".error", file+partlyMark, globalStatus+".error"); err != nil {
 		return fmt.Errorf("spool: %w", err)
 	}
 	if err := s.Start(ctx, file, false); err != nil {
@@ -182,15 +186,17 @@ func (s Spool) PushSpooled(ctx context.Context, file string) error {
 type QueueOptions struct {
 	WALDir     string // pg_wal
 	ProcessMax int
-	QueueMax   int64                                        // bytes of WAL that may wait before it is dropped; 0: it never is
-	Push       func(ctx context.Context, path string) error // puts one file into every repository
+	QueueMax   int64 // bytes of WAL that may wait before it is dropped; 0: it never is
+	// Push puts one file into every repository. ErrPartly: at least one has it, so that it makes sense to go on with the next
+	// file although this one has to come again.
+	Push func(ctx context.Context, path string) error
 }
 
 // dropWarnings are the shares of QueueMax at which the operator is warned before WAL is dropped.
 var dropWarnings = []int64{80, 50}
 
 // PushQueue is the background process of archive-push: it pushes what waits in archive_status until nothing is left or a
-// push fails. The caller holds the stanza's archive lock.
+// push fails. ErrPartly: what waits is in some repositories and not in all. The caller holds the stanza's archive lock.
 func (s Spool) PushQueue(ctx context.Context, o QueueOptions) error {
 	s.complete()
 	out := filepath.Join(s.Dir, "out")
@@ -213,10 +219,13 @@ func (s Spool) PushQueue(ctx context.Context, o QueueOptions) error {
 		if err == nil && !dropped {
 			err = s.pushBatch(ctx, out, ready, notice, o)
 		}
-		if err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, ErrPartly): // each file has its own status
+			return err
+		default:
 			return errors.Join(err, s.fail(out, globalStatus, err))
 		}
 	}
@@ -262,6 +271,10 @@ func (s *Spool) queue(out, walDir string, ready []string) ([]string, error) {
 			delete(waiting, name)
 			continue
 		}
+		if name, partly := strings.CutSuffix(e.Name(), partlyMark); partly && waiting[name] {
+			delete(waiting, name)
+			continue
+		}
 		if err := removeFiles(out, e.Name()); err != nil {
 			return nil, fmt.Errorf("spool: %w", err)
 		}
@@ -279,7 +292,7 @@ func (s *Spool) overflow(out string, ready []string, o QueueOptions) (dropped bo
 	if waiting > o.QueueMax {
 		for _, name := range ready {
 			text := fmt.Sprintf("0\ndropped WAL file '%s' because archive queue exceeded %s: the archive has a gap from here on; make a new backup\n", name, Size(o.QueueMax))
-			if err := put(out, name+".ok", text); err != nil {
+			if err := done(out, o.WALDir, name, text); err != nil {
 				return false, "", fmt.Errorf("spool: %w", err)
 			}
 		}
@@ -312,8 +325,13 @@ func waitingBytes(walDir string, names []string) (n int64) {
 	return n
 }
 
-// pushBatch pushes files with several workers; after the first failure nothing new is begun.
+// pushBatch pushes files with several workers; after the first failure nothing new is begun. A file that only some
+// repositories have does not keep those waiting; ErrPartly when that is all that was reached. Where one got through, the
+// repositories are back: then those files are looked at again.
 func (s *Spool) pushBatch(ctx context.Context, out string, ready []string, notice string, o QueueOptions) error {
+	var mu sync.Mutex
+	var partly []error
+	through := 0
 	g, all := errgroup.WithContext(ctx)
 	g.SetLimit(max(o.ProcessMax, 1))
 	for _, name := range ready {
@@ -329,13 +347,42 @@ func (s *Spool) pushBatch(ctx context.Context, out string, ready []string, notic
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if err != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case errors.Is(err, ErrPartly):
+				partly = append(partly, err)
+				return errors.Join(put(out, name+partlyMark, ""), s.fail(out, name, err))
+			case err != nil:
 				return errors.Join(err, s.fail(out, name, err))
 			}
-			return put(out, name+".ok", notice)
+			through++
+			return done(out, o.WALDir, name, notice)
 		})
 	}
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if through == 0 {
+		return errors.Join(partly...)
+	}
+	return forgetPartly(out)
+}
+
+// forgetPartly lets files that some repositories have be pushed again.
+func forgetPartly(out string) error {
+	entries, err := os.ReadDir(out)
+	if err != nil {
+		return fmt.Errorf("spool: %w", err)
+	}
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), partlyMark) {
+			if err := removeFiles(out, e.Name()); err != nil {
+				return fmt.Errorf("spool: %w", err)
+			}
+		}
+	}
+	return nil
 }
 
 // GetSpooled is restore_command with read-ahead, for segments only; the file appears at dest. wanted are the segments that

@@ -29,6 +29,22 @@ func outdated(walDir, out, file string) bool {
 	return rerr == nil && serr == nil && status.ModTime().Add(clockSlack).Before(ready.ModTime())
 }
 
+// done writes the status of a file that was dealt with. PostgreSQL's request may be of the future, where the clock was put
+// back: the status gets that time, or it would look older than what it answers.
+func done(out, walDir, file, text string) error {
+	if err := put(out, file+".ok", text); err != nil || !outdated(walDir, out, file) {
+		return err
+	}
+	ready, err := os.Stat(filepath.Join(walDir, "archive_status", file+".ready"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it has asked no more meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	return os.Chtimes(filepath.Join(out, file+".ok"), ready.ModTime(), ready.ModTime())
+}
+
 // bootName is the file in the read-ahead that says since which boot it was filled.
 const bootName = "boot.id"
 

@@ -231,3 +231,67 @@ func TestGetSpooled(t *testing.T) {
 		}
 	}
 }
+
+// TestPushQueueOneRepositoryAway: one of several repositories does not answer. The others get all WAL that waits, once; the one
+// that was away gets it in one go when it is back.
+func TestPushQueueOneRepositoryAway(t *testing.T) {
+	r := newSpoolRig(t)
+	r.spool.WALDir = r.wal
+	r.background(engine.QueueOptions{ProcessMax: 2})
+	near, tried, away := map[string]bool{}, 0, true
+	s := r.spool
+	r.spool.Start = func(ctx context.Context, _ string, _ bool) error {
+		r.started++
+		err := s.PushQueue(ctx, engine.QueueOptions{WALDir: r.wal, ProcessMax: 2, Push: func(ctx context.Context, path string) error {
+			r.mu.Lock()
+			near[filepath.Base(path)] = true
+			tried++
+			r.mu.Unlock()
+			if away {
+				return fmt.Errorf("repo2: no route to host: %w", engine.ErrPartly)
+			}
+			return r.push(ctx, path)
+		}})
+		if (err == nil) == away || err != nil && !errors.Is(err, engine.ErrPartly) {
+			t.Errorf("background: %v", err)
+		}
+		return nil
+	}
+	fails := func(n, more int) {
+		t.Helper()
+		before := tried
+		var left *engine.SpoolError
+		if err := r.spool.PushSpooled(t.Context(), segment(n)); !errors.As(err, &left) || left.Code != 64 || !strings.Contains(left.Message, "no route") {
+			t.Errorf("segment %d: %v", n, err)
+		}
+		if tried-before != more {
+			t.Errorf("%d files were read, not %d", tried-before, more)
+		}
+	}
+	r.ready(segment(1), segment(2), segment(3), segment(4), segment(5))
+	fails(1, 5)
+	fails(1, 1) // PostgreSQL asks again for the one; the others need not be read again
+	r.ready(segment(6), segment(7))
+	fails(1, 3)
+	if len(near) != 7 {
+		t.Errorf("the repository that answers has %v", near)
+	}
+	away, r.started = false, 0
+	for n := 1; n <= 7; n++ {
+		must(t, r.spool.PushSpooled(t.Context(), segment(n)))
+		if !r.archive[segment(n)] {
+			t.Errorf("segment %d is not everywhere", n)
+		}
+		r.archived(segment(n))
+	}
+	if r.started != 1 {
+		t.Errorf("the background process was started %d times", r.started)
+	}
+	r.ready(segment(8))
+	must(t, r.spool.PushSpooled(t.Context(), segment(8)))
+	left, err := os.ReadDir(filepath.Join(r.spool.Dir, "out"))
+	must(t, err)
+	if len(left) != 1 {
+		t.Errorf("statuses left: %v", left)
+	}
+}

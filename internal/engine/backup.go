@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -291,6 +292,7 @@ type backupRun struct {
 	rate           *rate
 	start          pg.BackupStarted
 	tli            uint32
+	saved          saved // the manifest of the unfinished backup
 	res            BackupResult
 }
 
@@ -354,9 +356,14 @@ func (r *backupRun) copyOnline(ctx context.Context) (err error) {
 	return err
 }
 
-// copyOffline copies the files of a stopped cluster.
+// copyOffline copies the files of a stopped cluster. A server that runs for a moment of it, whether or not it is there at the
+// end, changes pg_control.
 func (r *backupRun) copyOffline(ctx context.Context) error {
 	r.start.Time = r.s.o.Now()
+	_, before, err := pg.ReadControl(ctx, r.o.DataDir)
+	if err != nil {
+		return err
+	}
 	work, err := r.scan(ctx, nil, nil)
 	if err != nil {
 		return err
@@ -364,7 +371,12 @@ func (r *backupRun) copyOffline(ctx context.Context) error {
 	if err := r.copyFiles(ctx, work); err != nil {
 		return err
 	}
-	if _, err := os.Stat(filepath.Join(r.o.DataDir, "postmaster.pid")); err == nil && !r.o.Force {
+	_, after, err := pg.ReadControl(ctx, r.o.DataDir)
+	if err != nil {
+		return err
+	}
+	_, err = os.Stat(filepath.Join(r.o.DataDir, "postmaster.pid"))
+	if (err == nil || !bytes.Equal(before, after)) && !r.o.Force {
 		return fmt.Errorf("%w: the server was started during the offline backup", ErrTargetRunning)
 	}
 	r.m.TimeStop = r.s.o.Now().Unix()
@@ -393,11 +405,17 @@ func (r *backupRun) prepare(ctx context.Context) error {
 	if err := r.settle(ctx, r.bi, func(string, ...any) {}); err != nil { // the plan has said it all
 		return err
 	}
-	if r.newest, err = repo.NewestLabel(ctx, s.o.Storage, s.o.Stanza, ""); err != nil {
+	var full repo.Label // of the set that this backup goes into; a full backup comes after every other
+	if r.prior != nil {
+		full = r.prior.Label.FullLabel()
+	}
+	if r.newest, err = repo.NewestLabel(ctx, s.o.Storage, s.o.Stanza, full); err != nil {
 		return err
 	}
 	for _, l := range r.bi.Backups {
-		r.newest = max(r.newest, l.Label)
+		if full == "" || l.Label.FullLabel() == full {
+			r.newest = max(r.newest, l.Label)
+		}
 	}
 	return r.clearUnfinished(ctx)
 }
@@ -518,7 +536,7 @@ func (r *backupRun) scan(ctx context.Context, spaces []pg.Tablespace, dbs []pg.D
 	if err := r.resumeFiles(ctx, work); err != nil {
 		return nil, err
 	}
-	return work, repo.SaveManifestCopy(ctx, s.o.Storage, s.o.Stanza, r.m, r.bi.CipherPass)
+	return work, r.saveCopy(ctx)
 }
 
 // name gives the backup its label and its place in the list of references.
@@ -658,13 +676,6 @@ func (r *backupRun) publish(ctx context.Context) error {
 	if err := r.m.ValidateComplete(); err != nil {
 		return err
 	}
-	// The lock is that of this host. A backup by another one would have removed what it took for a dead one's.
-	unfinished := repo.ManifestPath(s.o.Stanza, r.m.Label) + ".copy"
-	if _, err := s.o.Storage.Stat(ctx, unfinished); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s is gone: the files of this backup were removed while it ran; see whether another host backs up to this repository, and run the backup again", unfinished)
-	} else if err != nil {
-		return err
-	}
 	if err := r.hardlinks(ctx); err != nil {
 		return err
 	}
@@ -672,6 +683,9 @@ func (r *backupRun) publish(ctx context.Context) error {
 		return err
 	}
 	if err := r.refresh(ctx); err != nil {
+		return err
+	}
+	if err := r.stillOursExactly(ctx); err != nil {
 		return err
 	}
 	if err := repo.PublishManifest(ctx, s.o.Storage, s.o.Stanza, r.m, r.bi.CipherPass); err != nil {

@@ -21,6 +21,9 @@ const copyBuffer = 1 << 20
 // clockGrain is how far the clock by which the kernel stamps files may lag behind the time of day: one tick.
 const clockGrain = 20 * time.Millisecond
 
+// hotWait is more than ever has to be waited for a second to be over. A clock that was put back would ask for it.
+const hotWait = 2 * time.Second
+
 const controlName = "pg_data/global/pg_control"
 
 // Defaults of BackupOptions, in bytes.
@@ -128,7 +131,7 @@ func (r *backupRun) copyFiles(ctx context.Context, work []todo) error {
 		for _, j := range jobs {
 			if j.hot && !waited {
 				waited = true
-				if err := sleepUntil(ctx, r.s.o.Now, time.Unix(r.m.TimeCopyStart, 0).Add(clockGrain)); err != nil {
+				if err := sleepUntil(ctx, r.s.o.Now, time.Unix(r.m.TimeCopyStart, 0).Add(clockGrain), hotWait); err != nil {
 					return err
 				}
 			}
@@ -221,19 +224,25 @@ func (c *copier) save(ctx context.Context, threshold int64) error {
 		return nil
 	}
 	c.unsaved = 0
-	return repo.SaveManifestCopy(ctx, c.s.o.Storage, c.s.o.Stanza, c.m, c.bi.CipherPass)
+	if err := c.stillOurs(ctx); err != nil {
+		return err
+	}
+	return c.saveCopy(ctx)
 }
 
-func sleepUntil(ctx context.Context, now func() time.Time, t time.Time) error {
-	for {
-		d := t.Sub(now())
+// sleepUntil waits for a moment, at most so long.
+func sleepUntil(ctx context.Context, now func() time.Time, t time.Time, most time.Duration) error {
+	for most > 0 {
+		d := min(t.Sub(now()), most, time.Second)
 		if d <= 0 {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case <-time.After(min(d, time.Second)):
+		case <-time.After(d):
 		}
+		most -= d
 	}
+	return nil
 }

@@ -88,8 +88,11 @@ func (r *backupRun) copySegment(ctx context.Context, id, seg string, owner repo.
 	if err != nil {
 		return err
 	}
-	if len(found) != 1 {
-		return fmt.Errorf("%d copies of it are in the archive", len(found))
+	if len(found) == 0 {
+		return ErrWALMissing
+	}
+	if !sameContent(found) {
+		return fmt.Errorf("%w: %d different copies", ErrArchiveConflict, len(found))
 	}
 	in, err := r.s.o.Storage.Open(ctx, found[0].name, 0, -1)
 	if err != nil {
@@ -168,24 +171,4 @@ func (r *backupRun) sourcePath(name string) string {
 		return filepath.Join(r.standby.dir, rest)
 	}
 	return filepath.Join(r.standby.dir, name) // pg_tblspc/<oid> is a link there as well
-}
-
-// refresh reads the info files again. The lock holds only this host: on another one backups may have been let expire or been
-// annotated, or the stanza upgraded, while this one ran.
-func (r *backupRun) refresh(ctx context.Context) error {
-	s := r.s
-	ai, bi, err := s.loadInfos(ctx)
-	if err != nil {
-		return err
-	}
-	if _, _, err := repo.Reconcile(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass); err != nil {
-		return err
-	}
-	for _, l := range r.m.References {
-		if l != r.m.Label && bi.Find(l) == nil {
-			return fmt.Errorf("backup %s, which this %s backup is built on, was removed while it ran: make the backup again", l, r.Type)
-		}
-	}
-	r.ai, r.bi = ai, bi
-	return nil
 }

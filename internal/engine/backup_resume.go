@@ -39,7 +39,7 @@ func (r *backupRun) clearUnfinished(ctx context.Context) error {
 	}
 	for _, l := range left {
 		s.warn("backup %s was interrupted: its files are removed", l)
-		if err := s.removeTree(ctx, repo.BackupDir(s.o.Stanza)+"/"+string(l)); err != nil {
+		if err := s.removeUnfinished(ctx, l); err != nil {
 			return err
 		}
 	}
@@ -81,7 +81,7 @@ func (r *backupRun) resumeFiles(ctx context.Context, work []todo) error {
 		f := &r.m.Files[work[i].index]
 		was := old.File(f.Name)
 		if was == nil || was.SHA1 == "" || was.Size == 0 || was.Size != f.Size || was.BundleID != 0 || was.Reference != "" || f.Name == controlName ||
-			was.Timestamp != f.Timestamp && !r.delta {
+			was.Timestamp != f.Timestamp && !r.delta || r.ChecksumPage && isPaged(f.Name) && !was.PageChecked {
 			continue
 		}
 		work[i].resumed = was

@@ -214,24 +214,32 @@ func (s *scan) link(name, real string, linkInfo fs.FileInfo) error {
 // resolve follows one link and refuses what a restore could not rebuild: a link to a link, into the data directory, or
 // into another link's destination.
 func (s *scan) resolve(real, dest string) (string, fs.FileInfo, error) {
-	abs := dest
-	if !filepath.IsAbs(abs) {
-		abs = filepath.Join(filepath.Dir(real), dest)
+	from, err := filepath.EvalSymlinks(filepath.Dir(real)) // a relative way begins where the link really is
+	if err != nil {
+		return "", nil, fmt.Errorf("follow the link %s: %w", real, err)
 	}
-	abs = filepath.Clean(abs)
-	info, err := os.Lstat(abs)
+	to := dest
+	if !filepath.IsAbs(to) {
+		to = from + "/" + dest
+	}
+	info, err := os.Lstat(to)
 	if err != nil {
 		return "", nil, fmt.Errorf("follow the link %s: %w", real, err)
 	}
 	if info.Mode()&fs.ModeSymlink != 0 {
-		return "", nil, fmt.Errorf("%s is a link to a link (%s): point it at the final directory", real, abs)
+		return "", nil, fmt.Errorf("%s is a link to a link (%s): point it at the final directory", real, to)
 	}
-	for _, other := range append([]string{s.root}, s.linked...) {
-		if within(abs, other) || within(other, abs) && other != s.root {
+	abs, err := filepath.EvalSymlinks(to)
+	if err != nil {
+		return "", nil, fmt.Errorf("follow the link %s: %w", real, err)
+	}
+	root := realPath(s.root)
+	for _, other := range append([]string{root}, s.linked...) {
+		if within(abs, other) || within(other, abs) && other != root {
 			return "", nil, fmt.Errorf("%s leads to %s, which overlaps with %s", real, abs, other)
 		}
 	}
-	if within(s.root, abs) {
+	if within(root, abs) {
 		return "", nil, fmt.Errorf("%s leads to %s, which contains the data directory", real, abs)
 	}
 	s.linked = append(s.linked, abs)

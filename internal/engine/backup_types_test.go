@@ -336,3 +336,125 @@ func TestCancelledBackup(t *testing.T) {
 	must(t, lost(t, before, m))
 	r.holds(m, made[0].Label)
 }
+
+// TestSetOfBzip2: a set that the original compressed with bz2 can't be continued, which is said before anything is copied.
+func TestSetOfBzip2(t *testing.T) {
+	r, m := newStore(t)
+	full, man := r.mustBackup(m, engine.BackupOptions{Compress: repo.None})
+	man.Options.CompressType = repo.BZ2
+	bi, err := repo.LoadBackupInfo(t.Context(), m, "demo", r.pass)
+	must(t, err)
+	must(t, repo.PublishManifest(t.Context(), m, "demo", man, bi.CipherPass))
+	o := engine.BackupOptions{Type: repo.Incr, Conn: r.server.conn(), DataDir: r.server.dir, Compress: repo.ZST}
+	if _, err := r.stanza(m).PlanBackup(t.Context(), o); err == nil || !strings.Contains(err.Error(), "bz2") || !strings.Contains(err.Error(), string(full.Label)) || !strings.Contains(err.Error(), "full backup") {
+		t.Errorf("error: %v", err)
+	}
+	r.mustBackup(m, engine.BackupOptions{})
+}
+
+// TestBlockCollision: a changed block has the short checksum of the old one by chance. The SHA-1 of the file tells, and all of
+// it is stored. Chance is helped here: the map in the full backup gets the checksum that the change will have.
+func TestBlockCollision(t *testing.T) {
+	r, m := newStore(t)
+	r.pass = ""
+	m = storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	o := engine.BackupOptions{Block: true, Compress: repo.None}
+	full, man := r.mustBackup(m, o)
+	f := man.File("pg_data/base/16384/2000")
+	content := []byte(scribble(1, 80*8192))
+	copy(content[3*8192:], "changed")
+	r.touch("base/16384/2000", string(content), time.Hour)
+
+	object, offset, length, _ := man.Object("demo", f)
+	image, err := storage.ReadAll(t.Context(), m, object, 8<<20)
+	must(t, err)
+	at := offset + length - f.BlockMapSize
+	blocks, err := repo.DecodeBlockMap(image[at:], f.BlockSize, f.BlockSumSize)
+	must(t, err)
+	blocks.Blocks[3].Checksum = blocks.Sum(content[3*8192 : 4*8192])
+	raw, err := blocks.Encode()
+	must(t, err)
+	if int64(len(raw)) != f.BlockMapSize || f.BlockSize != 8192 {
+		t.Fatalf("the map has %d bytes instead of %d, the blocks %d", len(raw), f.BlockMapSize, f.BlockSize)
+	}
+	must(t, storage.WriteAll(t.Context(), m, object, append(image[:at:at], raw...)))
+
+	o.Type = repo.Incr
+	incr, im := r.mustBackup(m, o)
+	if now := im.File(f.Name); now.Reference == full.Label || now.SHA1 == f.SHA1 {
+		t.Errorf("the file is taken for unchanged: %+v", now)
+	}
+	r.holds(m, incr.Label)
+}
+
+// TestNothingToBuildOn: the backups of the cluster before a stanza-upgrade are no base for those of the new one.
+func TestNothingToBuildOn(t *testing.T) {
+	r := newRig(t, 15)
+	m, _ := r.withBackups(2)
+	next := newRig(t, 16)
+	next.server.clock = next.server.clock.Add(100 * time.Hour)
+	_, err := next.stanza(m).Upgrade(t.Context(), next.control)
+	must(t, err)
+	for _, typ := range []repo.BackupType{repo.Incr, repo.Diff} {
+		left := m.CrashClone()
+		res, man := next.mustBackup(left, engine.BackupOptions{Type: typ})
+		if res.Label.Type() != repo.Full || man.Prior != "" {
+			t.Errorf("a %s became %s on %s", typ, res.Label, man.Prior)
+		}
+		next.holds(left, res.Label)
+		incr, im := next.mustBackup(left, engine.BackupOptions{Type: typ})
+		if im.Prior != res.Label {
+			t.Errorf("%s is built on %s", incr.Label, im.Prior)
+		}
+	}
+}
+
+// TestSetKeepsPageChecks: whether pages are verified stays as in the full backup, or what a reference inherits would not be
+// what the option says.
+func TestSetKeepsPageChecks(t *testing.T) {
+	on, off := true, false
+	for _, c := range []struct {
+		full, incr *bool
+		want       bool
+		warns      bool
+	}{{&off, nil, false, false}, {&off, &on, false, true}, {&on, &off, true, true}, {nil, &off, true, true}, {nil, nil, true, false}} {
+		r, m := newStore(t)
+		r.server.checksums = 1
+		must(t, r.server.checkpoint())
+		r.mustBackup(m, engine.BackupOptions{ChecksumPage: c.full})
+		o := engine.BackupOptions{Type: repo.Incr, ChecksumPage: c.incr, Conn: r.server.conn(), DataDir: r.server.dir, Compress: repo.LZ4}
+		plan, err := r.stanza(m).PlanBackup(t.Context(), o)
+		must(t, err)
+		if warned := strings.Contains(strings.Join(plan.Warnings, "\n"), "until the next full backup"); warned != c.warns {
+			t.Errorf("%v: warnings %q", c, plan.Warnings)
+		}
+		_, man := r.mustBackup(m, o)
+		if man.Options.ChecksumPage != c.want {
+			t.Errorf("%v: the incr verifies pages: %t", c, man.Options.ChecksumPage)
+		}
+	}
+}
+
+// TestTimelineChanges: files of a server that was promoted, or restored and promoted, may differ from those of the backup
+// before although size and time stamp are the same.
+func TestTimelineChanges(t *testing.T) {
+	for _, block := range []bool{false, true} {
+		r, m := newStore(t)
+		r.mustBackup(m, engine.BackupOptions{Block: block})
+		file := filepath.Join(r.server.dir, "base/16384/2000")
+		info, err := os.Stat(file)
+		must(t, err)
+		must(t, os.WriteFile(file, []byte(scribble(5, int(info.Size()))), 0o600))
+		must(t, os.Chtimes(file, info.ModTime(), info.ModTime()))
+		r.server.timeline = 2
+		r.server.write(t, "pg_wal/00000002.history", "1\t0/2280000\tx\n")
+		must(t, r.server.checkpoint())
+		r.warned()
+		res, man := r.mustBackup(m, engine.BackupOptions{Type: repo.Incr, Block: block})
+		if w := r.warned(); !man.Options.Delta || !strings.Contains(w, "timeline changed") {
+			t.Errorf("delta %t, warned %q", man.Options.Delta, w)
+		}
+		r.holds(m, res.Label)
+	}
+}

@@ -234,10 +234,13 @@ func (m *model) walStays(archiveID string, rest []string, archive int, kind repo
 		if !ofID(l) || l.ArchiveStart == "" {
 			continue
 		}
+		if pg.IsHistoryName(base) && base[:8] >= l.ArchiveStart[:8] { // ours: from the timeline of any backup on
+			return true
+		}
 		if l.Label >= root.Label && !older(l.ArchiveStart) {
 			return true
 		}
-		if l.Label < root.Label && !pg.IsHistoryName(base) && !older(l.ArchiveStart) && base[:24] <= l.ArchiveStop {
+		if l.Label < root.Label && !older(l.ArchiveStart) && base[:24] <= l.ArchiveStop {
 			return true
 		}
 	}
@@ -326,6 +329,41 @@ func compareSets(t *testing.T, where string, got, want map[string]bool) {
 	for _, name := range slices.Sorted(maps.Keys(got)) {
 		if !want[name] {
 			t.Errorf("%s: %s stayed", where, name)
+		}
+	}
+}
+
+// TestExpireKeepsHistories: a backup that stays on an old timeline, without the WAL behind it, may be restored and promoted.
+// PostgreSQL then takes the first timeline of which the archive has no history file; it must not be one that others came from.
+func TestExpireKeepsHistories(t *testing.T) {
+	h := &history{now: time.Date(2026, 6, 15, 12, 0, 0, 0, time.UTC), objects: map[string]bool{}}
+	db := repo.DB{ID: 1, SystemID: 7, Version: "15"}
+	h.ai = repo.ArchiveInfo{BackrestVersion: "2.45", Current: 1, History: []repo.DB{db}}
+	h.bi = repo.BackupInfo{BackrestVersion: "2.45", Current: 1, History: []repo.DB{db}}
+	for i, timeline := range []int{2, 4, 4} {
+		begin := point{timeline, 10 * i}
+		l := repo.BackupLine{Label: repo.Label(fmt.Sprintf("2026061%d-120000F", i)), BackrestVersion: "2.45", Type: repo.Full, DBID: 1, ArchiveStart: begin.name(), ArchiveStop: begin.name(), Online: true}
+		h.bi.Put(l)
+		h.objects[repo.ManifestPath("demo", l.Label)] = true
+		h.segment(db, begin, "")
+	}
+	for timeline := 2; timeline <= 4; timeline++ {
+		h.wal(db, fmt.Sprintf("%08X.history", timeline))
+	}
+	for full, want := range map[int]string{3: "00000002 00000003 00000004", 2: "00000004"} { // the one on timeline 2 stays, or goes
+		st := storage.NewMem(nil)
+		h.store(t, st)
+		plan, err := h.expireOn(t, st).PlanExpire(t.Context(), engine.ExpireOptions{Full: full, Archive: 1})
+		must(t, err)
+		must(t, plan.Run(t.Context()))
+		var got []string
+		for _, name := range st.Names() {
+			if n, ok := strings.CutSuffix(path.Base(name), ".history"); ok {
+				got = append(got, n)
+			}
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("with %d backups there are the histories %v, want %s", full, got, want)
 		}
 	}
 }

@@ -56,9 +56,9 @@ type ExpirePlan struct {
 
 // PlanExpire decides what goes, as section 19 of the format page has it, without changing anything; a dry run ends here.
 //
-// Two things differ from the page, and both keep more: the last full backup of the current cluster never goes (for a Set
-// that is ErrLastBackup), nor does a directory whose manifest is there but cannot be read. Archive directories that are not
-// in the history are left alone with a warning.
+// Three things differ from the page, and all keep more: the last full backup of the current cluster never goes (for a Set
+// that is ErrLastBackup), nor does a directory whose manifest is there but cannot be read, nor a history file from the
+// timeline of the oldest backup on. Archive directories that are not in the history are left alone with a warning.
 //
 // Errors: ErrStanzaMissing; repo.ErrFormat when the info files contradict each other; the storage's.
 func (s *Stanza) PlanExpire(ctx context.Context, o ExpireOptions) (*ExpirePlan, error) {
@@ -296,7 +296,8 @@ func (p *ExpirePlan) run(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := p.removeDir(ctx, d.Label); err != nil {
+		s.step("expire", "files", string(d.Label))
+		if err := s.removeUnfinished(ctx, d.Label); err != nil {
 			return err
 		}
 	}

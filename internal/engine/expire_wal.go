@@ -69,7 +69,7 @@ func (p *ExpirePlan) archiveIDs(ctx context.Context, ai *repo.ArchiveInfo) (ids 
 	return ids, nil
 }
 
-// planWAL goes through one archive id: timeline history files before the first timeline that is needed, directories of
+// planWAL goes through one archive id: timeline history files before the first timeline that any backup is on, directories of
 // which nothing stays, and segments of the others up to the one from which on everything does.
 func (p *ExpirePlan) planWAL(ctx context.Context, archiveID string, c *walCut) error {
 	base := repo.ArchiveDir(p.Stanza) + "/" + archiveID
@@ -81,7 +81,7 @@ func (p *ExpirePlan) planWAL(ctx context.Context, archiveID string, c *walCut) e
 		name := path.Base(info.Name)
 		switch {
 		case !info.Dir:
-			if pg.IsHistoryName(name) && name[:8] < c.from[:8] {
+			if pg.IsHistoryName(name) && name[:8] < c.histories {
 				histories.add(info)
 			}
 		case !isSegmentDir(name) || name > c.from[:16]:

@@ -137,6 +137,7 @@ var (
 	ErrArchiveConflict = errors.New("another WAL segment of this name is in the archive")
 	ErrArchiveTimeout  = errors.New("WAL segment did not reach the archive in time")
 	ErrWALMissing      = errors.New("not in the archive")
+	ErrPartly          = errors.New("not in every repository")
 	ErrNoBackup        = errors.New("no usable backup")
 	ErrTargetNotEmpty  = errors.New("target directory is not empty")
 	ErrTargetRunning   = errors.New("PostgreSQL is running on the target directory")

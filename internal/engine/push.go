@@ -40,8 +40,9 @@ const inMemory = 64 << 20
 
 // Push stores one WAL file (format page, section 11.2): a segment, a .partial, a .history or a .backup file. When it
 // returns nil the file is durable in the repository and PostgreSQL may recycle it. A segment that is there with the same
-// content is success; with other content it is ErrArchiveConflict and nothing is overwritten. Cancelled: nothing, or the
-// whole object, is there, and a second call succeeds.
+// content is success; with other content it is ErrArchiveConflict and nothing is overwritten; so is the history of a timeline
+// that began elsewhere than the one whose WAL is there. Cancelled: nothing, or the whole object, is there, and a second call
+// succeeds.
 func (s *Stanza) Push(ctx context.Context, o PushOptions) (PushOutcome, error) {
 	if err := s.stopped(); err != nil {
 		return PushOutcome{}, err
@@ -81,6 +82,8 @@ func (s *Stanza) Push(ctx context.Context, o PushOptions) (PushOutcome, error) {
 		object := dir + "/" + name
 		if pg.IsBackupHistoryName(name) {
 			object = dir + "/" + name[:16] + "/" + name
+		} else if err := s.sameBeginning(ctx, dir, name, f, ai.CipherPass); err != nil {
+			return PushOutcome{}, fmt.Errorf("push %s: %w", name, err)
 		}
 		spec.Compress = repo.None
 		return PushOutcome{Object: object}, wrap(s.store(ctx, object, spec, f, ""), "push %s", name)
@@ -94,7 +97,7 @@ func (s *Stanza) Push(ctx context.Context, o PushOptions) (PushOutcome, error) {
 	return out, wrap(err, "push %s", name)
 }
 
-// checkHeader compares the segment's long page header with the stanza's current entry.
+// checkHeader compares the segment's long page header with the stanza's current entry and with the size of the file.
 func checkHeader(f *os.File, db repo.DB) error {
 	var b [8192]byte
 	n, err := f.ReadAt(b[:], 0)
@@ -107,6 +110,13 @@ func checkHeader(f *os.File, db repo.DB) error {
 	}
 	if h.SystemID != db.SystemID || h.Version.String() != db.Version {
 		return fmt.Errorf("%w: its header has version %s, system identifier %d; the stanza %s, %d", ErrArchiveMismatch, h.Version, h.SystemID, db.Version, db.SystemID)
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() != int64(h.SegmentSize) {
+		return fmt.Errorf("%w: the file has %d bytes, its header says %d: it was cut short, and no recovery would get past it", ErrCorrupt, info.Size(), h.SegmentSize)
 	}
 	return nil
 }
@@ -236,6 +246,16 @@ func (s *Stanza) segmentObjects(ctx context.Context, dir, name string) ([]segmen
 		}
 	}
 	return found, nil
+}
+
+// sameContent says whether the stored copies of a segment are of one content: then any of them will do.
+func sameContent(copies []segmentObject) bool {
+	for _, o := range copies {
+		if o.sha1 != copies[0].sha1 {
+			return false
+		}
+	}
+	return true
 }
 
 // GetOptions says which file restore_command wants and where.

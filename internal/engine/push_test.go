@@ -313,3 +313,66 @@ func TestGetAfterUpgrade(t *testing.T) {
 		t.Error(c.Version, err)
 	}
 }
+
+// TestPushHistoryConflict: two servers that were promoted apart from each other may both begin a timeline of the same number.
+// The history file of the second would make the WAL of the first worthless.
+func TestPushHistoryConflict(t *testing.T) {
+	for _, pass := range []repo.Secret{"", "secret"} {
+		r, m, _ := archiveRig(t, pass)
+		const first, other = "1\t0/2000000\tno recovery target specified\n", "1\t0/3000000\tno recovery target specified\n"
+		push := func(content string) error {
+			_, err := r.push(m, r.server.write(t, "pg_wal/00000002.history", content), repo.None)
+			return err
+		}
+		holds := func(content string) {
+			t.Helper()
+			dest := filepath.Join(scratch(t), "got")
+			must(t, r.stanza(m).Get(t.Context(), engine.GetOptions{Name: "00000002.history", Dest: dest}))
+			if b, err := os.ReadFile(dest); string(b) != content {
+				t.Errorf("the archive has %q, %v", b, err)
+			}
+		}
+		must(t, push(other))
+		must(t, push(first)) // nothing went on from the other one
+		holds(first)
+		wal, err := r.server.segment("000000020000000000000020")
+		must(t, err)
+		_, err = r.push(m, wal, repo.LZ4)
+		must(t, err)
+		must(t, push(first))
+		must(t, push(strings.ReplaceAll(first, "no recovery target", "a reason not")))
+		must(t, push(first))
+		if err := push(other); !errors.Is(err, engine.ErrArchiveConflict) || !strings.Contains(err.Error(), "00000002.history") {
+			t.Errorf("another beginning of timeline 2: %v", err)
+		}
+		holds(first)
+		// What is damaged tells nothing and is written over.
+		must(t, storage.WriteAll(t.Context(), m, "archive/demo/15-1/00000002.history", []byte("junk")))
+		must(t, push(other))
+		holds(other)
+	}
+}
+
+// TestPushCutShort: a segment that is shorter than its header says (a disk that was full, a copy by hand) is refused; in the
+// archive it would be the end of every recovery.
+func TestPushCutShort(t *testing.T) {
+	r, m, file := archiveRig(t, "")
+	whole, err := os.ReadFile(file)
+	must(t, err)
+	for _, name := range []string{segmentA, segmentA + ".partial"} {
+		for _, size := range []int{8192, len(whole) / 2, len(whole) + 1} {
+			short := filepath.Join(scratch(t), name)
+			must(t, os.WriteFile(short, append([]byte(nil), append(whole, 0)[:size]...), 0o600))
+			if _, err := r.push(m, short, repo.LZ4); err == nil || !strings.Contains(err.Error(), fmt.Sprint(size)) {
+				t.Errorf("%s with %d bytes: %v", name, size, err)
+			}
+		}
+	}
+	for name := range contents(t, m) {
+		if strings.Contains(name, segmentA) {
+			t.Errorf("%s was stored", name)
+		}
+	}
+	_, err = r.push(m, file, repo.LZ4)
+	must(t, err)
+}

@@ -49,6 +49,7 @@ func (p *RestorePlan) checkTimeline(ctx context.Context, ai *repo.ArchiveInfo) e
 	}
 	base := repo.ArchiveDir(p.Stanza) + "/" + repo.ArchiveID(p.Version, p.m.DB.ID)
 	to := uint32(from)
+	known := map[uint32]bool{to: true}
 	switch target := p.o.Timeline; {
 	case target == "current", target == "" && p.Type == TargetImmediate:
 		return nil
@@ -59,8 +60,14 @@ func (p *RestorePlan) checkTimeline(ctx context.Context, ai *repo.ArchiveInfo) e
 			}
 			if name := path.Base(info.Name); !info.Dir && pg.IsHistoryName(name) {
 				if n, err := strconv.ParseUint(name[:8], 16, 32); err == nil {
-					to = max(to, uint32(n))
+					to, known[uint32(n)] = max(to, uint32(n)), true
 				}
+			}
+		}
+		for n := uint32(from); n < to; n++ {
+			if !known[n] {
+				p.warnOnce(fmt.Sprintf("the archive has no %08X.history: PostgreSQL looks for timelines one after the other and will not find the latest, %d; to get there give --target-timeline=%[2]d", n, to))
+				break
 			}
 		}
 	default:
@@ -180,7 +187,7 @@ func (p *RestorePlan) recoverySettings(old string) string {
 	timeline := p.o.Timeline
 	switch p.Type {
 	case TargetTime, TargetXID, TargetLSN, TargetName:
-		set("recovery_target_"+string(p.Type), p.o.Target)
+		set("recovery_target_"+string(p.Type), p.target())
 		if p.o.Exclusive {
 			set("recovery_target_inclusive", "false")
 		}
@@ -197,6 +204,16 @@ func (p *RestorePlan) recoverySettings(old string) string {
 		set("recovery_target_timeline", timeline)
 	}
 	return b.String()
+}
+
+// target is the recovery target as PostgreSQL is told it.
+func (p *RestorePlan) target() string {
+	if p.Type == TargetTime {
+		if _, told, err := parseTargetTime(p.o.Target, p.s.o.Local); err == nil {
+			return told
+		}
+	}
+	return p.o.Target
 }
 
 func readRoot(root *os.Root, name string) ([]byte, error) {

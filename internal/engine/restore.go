@@ -36,7 +36,9 @@ type restoreRun struct {
 	*RestorePlan
 	own      *restoreOwners
 	rate     *rate
-	syncEach bool // the kernel does not report write errors of syncfs
+	syncEach bool       // the kernel does not report write errors of syncfs
+	disks    []*os.File // a directory on each file system written to, open from the begin so that all its write errors are learned
+	devices  map[uint64]bool
 	removed  int
 	kept     atomic.Int64
 }
@@ -51,9 +53,9 @@ func (p *RestorePlan) Run(ctx context.Context) (*RestoreResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &restoreRun{RestorePlan: p, rate: newRate(p.o.Rate, s.o.Now), syncEach: !durable.ReliableSyncFS()}
+	r := &restoreRun{RestorePlan: p, rate: newRate(p.o.Rate, s.o.Now), syncEach: !durable.ReliableSyncFS(), devices: map[uint64]bool{}}
 	err = r.run(ctx)
-	if err = errors.Join(err, p.closeRoots(), release()); err != nil {
+	if err = errors.Join(err, r.closeRoots(), release()); err != nil {
 		return nil, fmt.Errorf("restore of backup %s to %s: %w", p.Label, p.DataDir, err)
 	}
 	return &RestoreResult{Label: p.Label, Files: p.Files, Bytes: p.Bytes, Kept: int(r.kept.Load()), Removed: r.removed,
@@ -102,22 +104,10 @@ func (r *restoreRun) finish() error {
 	if err := os.Remove(filepath.Join(r.DataDir, manifestLeft)); err != nil {
 		return err
 	}
-	r.s.step("restore", "sync", r.DataDir)
-	synced := map[uint64]bool{}
-	for i := range r.roots {
-		info, err := r.roots[i].hold.Stat()
-		if err != nil {
+	for _, d := range r.disks {
+		r.s.step("restore", "sync", filepath.Clean(d.Name()))
+		if err := durable.SyncFSFile(d); err != nil {
 			return err
-		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		if ok && synced[st.Dev] {
-			continue
-		}
-		if err := durable.SyncFSFile(r.roots[i].hold); err != nil {
-			return err
-		}
-		if ok {
-			synced[st.Dev] = true
 		}
 	}
 	r.s.step("restore", "control", r.DataDir)
@@ -168,25 +158,47 @@ func (r *restoreRun) openRoots() error {
 		if t.root, err = os.OpenRoot(t.dir); err != nil {
 			return err
 		}
-		if t.hold, err = os.Open(t.dir); err != nil {
+		if err := r.reach(t, "."); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (p *RestorePlan) closeRoots() error {
+// reach notes the file system of a directory for the final sync: parts of a data directory may be mounted from elsewhere.
+func (r *restoreRun) reach(t *restoreRoot, rel string) error {
+	info, err := t.root.Stat(rel)
+	if err != nil {
+		return err
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if ok && r.devices[st.Dev] {
+		return nil
+	}
+	d, err := t.root.Open(rel)
+	if err != nil {
+		return err
+	}
+	r.disks = append(r.disks, d)
+	if ok {
+		r.devices[st.Dev] = true
+	}
+	return nil
+}
+
+func (r *restoreRun) closeRoots() error {
 	var errs []error
-	for i := range p.roots {
-		t := &p.roots[i]
+	for i := range r.roots {
+		t := &r.roots[i]
 		if t.root != nil {
 			errs = append(errs, t.root.Close())
 		}
-		if t.hold != nil {
-			errs = append(errs, t.hold.Close())
-		}
-		t.root, t.hold = nil, nil
+		t.root = nil
 	}
+	for _, d := range r.disks {
+		errs = append(errs, d.Close())
+	}
+	r.disks = nil
 	return errors.Join(errs...)
 }
 
@@ -272,6 +284,9 @@ func (r *restoreRun) makeDirs() error {
 			continue // the entry "pg_tblspc", parent of the tablespaces' names
 		}
 		if err := t.root.MkdirAll(rel, 0o700); err != nil {
+			return err
+		}
+		if err := r.reach(t, rel); err != nil {
 			return err
 		}
 		if rel == "." && t.tablespace() && !r.tablespaceAlone(t) {

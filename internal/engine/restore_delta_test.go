@@ -9,10 +9,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"holdfast/internal/engine"
 	"holdfast/internal/repo"
@@ -423,5 +426,44 @@ func TestRestoreOwners(t *testing.T) {
 	must(t, err)
 	if n := strings.Count(strings.Join(plan.Warnings, ""), "only root"); n != 2 {
 		t.Errorf("one warning for the user and one for the group: %q", plan.Warnings)
+	}
+}
+
+// TestRestoreSyncsMounts: of a data directory parts may be mounted from elsewhere, pg_wal for instance. What a restore wrote
+// there is made durable too.
+func TestRestoreSyncsMounts(t *testing.T) {
+	r, m := newStore(t)
+	full, _ := r.mustBackup(m, engine.BackupOptions{})
+	dir := filepath.Join(scratch(t), "data")
+	must(t, r.restore(t.Context(), m, dir, full.Label))
+	mounted := filepath.Join(dir, "base/16384")
+	must(t, os.RemoveAll(mounted))
+	mkdir(t, mounted)
+	if err := unix.Mount("tmpfs", mounted, "tmpfs", 0, "size=8m,mode=0700"); err != nil {
+		if os.Geteuid() == 0 {
+			t.Fatal(err)
+		}
+		t.Logf("only root may mount a file system: %v", err)
+		return
+	}
+	t.Cleanup(func() { must(t, unix.Unmount(mounted, unix.MNT_DETACH)) })
+	var synced []string
+	s, err := engine.New(engine.Options{Stanza: "demo", Storage: m, Pass: r.pass, Local: time.UTC, Now: fixedClock, Events: func(e engine.Event) {
+		if step, ok := e.(engine.Step); ok && step.Name == "sync" {
+			synced = append(synced, step.Detail)
+		}
+	}})
+	must(t, err)
+	o := r.restoreOptions(dir, full.Label)
+	o.Delta = true
+	plan, err := s.PlanRestore(t.Context(), o)
+	must(t, err)
+	_, err = plan.Run(t.Context())
+	must(t, err)
+	if !slices.Equal(synced, []string{dir, mounted}) {
+		t.Errorf("synced %v, want %s and what is mounted in it", synced, dir)
+	}
+	if diff := differ(tree(t, filepath.Join(r.server.dir, "base")), tree(t, filepath.Join(dir, "base"))); diff != "" {
+		t.Errorf("base/%s is not as it was", diff)
 	}
 }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path"
@@ -19,7 +20,6 @@ type restoreRoot struct {
 	fresh  bool   // the directory was empty or missing when the target was last checked
 
 	root *os.Root // while Run works
-	hold *os.File // the directory, open from the begin so that every write error of its file system is learned
 }
 
 func (r *restoreRoot) tablespace() bool { return strings.HasPrefix(r.prefix, "pg_tblspc/") }
@@ -173,7 +173,7 @@ func (p *RestorePlan) addLink(name, dest string, file bool) {
 	p.Links[rel], p.links[name] = dest, dest
 	abs := dest
 	if !filepath.IsAbs(abs) {
-		abs = filepath.Join(p.o.DataDir, filepath.Dir(rel), dest)
+		abs = filepath.Join(realDir(p.o.DataDir), filepath.Dir(rel), dest) // the link will lead on from its real place
 	}
 	r := restoreRoot{prefix: name, dir: filepath.Clean(abs)}
 	if file {
@@ -182,12 +182,24 @@ func (p *RestorePlan) addLink(name, dest string, file bool) {
 	p.roots = append(p.roots, r)
 }
 
+// realDir is where a path leads to, also when the last part of it is not there yet.
+func realDir(p string) string {
+	if real, err := filepath.EvalSymlinks(p); err == nil || p == filepath.Dir(p) {
+		return cmp.Or(real, p)
+	}
+	return filepath.Join(realDir(filepath.Dir(p)), filepath.Base(p))
+}
+
 // checkOverlap refuses destinations that lie in each other: the one would be restored into, or removed with, the other.
 func (p *RestorePlan) checkOverlap() error {
+	at := make([]string, len(p.roots))
 	for i := range p.roots {
-		for j := range p.roots[i+1:] {
-			a, b := &p.roots[i], &p.roots[i+1+j]
-			if a.file == "" && within(b.path(), a.path()) || b.file == "" && within(a.path(), b.path()) || a.path() == b.path() {
+		at[i] = filepath.Join(realDir(p.roots[i].dir), p.roots[i].file)
+	}
+	for i := range p.roots {
+		for j := i + 1; j < len(p.roots); j++ {
+			a, b := &p.roots[i], &p.roots[j]
+			if a.file == "" && within(at[j], at[i]) || b.file == "" && within(at[i], at[j]) || at[i] == at[j] {
 				return fmt.Errorf("%w: %s in %s and %s in %s; use --tablespace-map or --link-map", ErrLinkInside, a.prefix, a.path(), b.prefix, b.path())
 			}
 		}

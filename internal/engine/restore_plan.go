@@ -116,9 +116,13 @@ func (s *Stanza) PlanRestore(ctx context.Context, o RestoreOptions) (*RestorePla
 	}
 	o.DataDir = filepath.Clean(o.DataDir)
 	o.ProcessMax = max(o.ProcessMax, 1)
-	ai, bi, err := s.loadInfos(ctx)
-	if err != nil {
-		return nil, err
+	ai, aerr := s.loadArchiveInfo(ctx)
+	bi, err := repo.LoadBackupInfo(ctx, s.o.Storage, s.o.Stanza, s.o.Pass)
+	switch {
+	case aerr != nil && (err != nil || ctx.Err() != nil || !errors.Is(aerr, ErrStanzaMissing) && !damaged(aerr)):
+		return nil, aerr
+	case err != nil:
+		return nil, s.notLoaded(ctx, repo.BackupDir(s.o.Stanza)+"/backup.info", err)
 	}
 	label, err := s.chooseBackup(bi, o)
 	if err != nil {
@@ -139,7 +143,7 @@ func (s *Stanza) PlanRestore(ctx context.Context, o RestoreOptions) (*RestorePla
 	for i := range m.Files {
 		p.Bytes += m.Files[i].Size
 	}
-	if err := p.prepare(ctx, ai); err != nil {
+	if err := p.prepare(ctx, ai, aerr); err != nil {
 		return nil, fmt.Errorf("stanza %s: backup %s: %w", s.o.Stanza, label, err)
 	}
 	if o.SkipTargetCheck {
@@ -148,8 +152,18 @@ func (s *Stanza) PlanRestore(ctx context.Context, o RestoreOptions) (*RestorePla
 	return p, p.checkTarget(ctx)
 }
 
-// prepare does what needs the manifest and not the target.
-func (p *RestorePlan) prepare(ctx context.Context, ai *repo.ArchiveInfo) error {
+// withoutArchive decides what can be done when archive.info is lost: what needs no WAL but that of the backup itself.
+func (p *RestorePlan) withoutArchive(aerr error) error {
+	switch p.Type {
+	case TargetNone, TargetPreserve, TargetImmediate:
+		p.warnOnce(fmt.Sprintf("archive.info can't be used, and with it no WAL of the archive (%v): recovery has only what WAL the backup holds (archive-copy)", aerr))
+		return nil
+	}
+	return fmt.Errorf("%w; the backup itself is there: with --type=immediate it recovers from the WAL in it, if there is any, with --type=none it comes back as it is", aerr)
+}
+
+// prepare does what needs the manifest and not the target. aerr says why there is no ai.
+func (p *RestorePlan) prepare(ctx context.Context, ai *repo.ArchiveInfo, aerr error) error {
 	var err error
 	if p.version, err = pg.ParseVersion(p.m.DB.Version); err != nil {
 		return err
@@ -164,6 +178,9 @@ func (p *RestorePlan) prepare(ctx context.Context, ai *repo.ArchiveInfo) error {
 		return err
 	}
 	p.warnOwners()
+	if aerr != nil {
+		return p.withoutArchive(aerr)
+	}
 	return p.checkTimeline(ctx, ai)
 }
 
@@ -280,17 +297,33 @@ func (s *Stanza) chooseBackup(bi *repo.BackupInfo, o RestoreOptions) (repo.Label
 	return "", fmt.Errorf("stanza %s: %w: %s; %s", s.o.Stanza, ErrNoBackup, what, see)
 }
 
-// ParseTargetTime reads YYYY-MM-DD HH:MM:SS[.fraction][±zone]; without zone it is in local.
+// ParseTargetTime reads YYYY-MM-DD HH:MM:SS[.fraction][±zone], also with a T between date and time; without zone it is in
+// local. Names of zones but UTC and GMT are refused, as PostgreSQL does: some stand for several.
 func ParseTargetTime(v string, local *time.Location) (time.Time, error) {
-	for _, layout := range []string{"2006-01-02 15:04:05Z07:00", "2006-01-02 15:04:05Z0700", "2006-01-02 15:04:05Z07"} {
-		if t, err := time.Parse(layout, strings.Replace(v, "T", " ", 1)); err == nil {
-			return t, nil
+	t, _, err := parseTargetTime(v, local)
+	return t, err
+}
+
+// parseTargetTime also gives the time as PostgreSQL is told it: always with its zone in numbers, for the server's own may be
+// another than that by which the backup was chosen.
+func parseTargetTime(v string, local *time.Location) (t time.Time, told string, err error) {
+	text := v
+	if len(v) > 10 && v[10] == 'T' {
+		text = v[:10] + " " + v[11:]
+	}
+	const layout = "2006-01-02 15:04:05"
+	if t, err := time.ParseInLocation(layout, text, local); err == nil {
+		return t, v + t.Format("-07:00"), nil
+	}
+	for _, zone := range []string{"Z07:00", "Z0700", "Z07"} {
+		if t, err := time.Parse(layout+zone, text); err == nil {
+			return t, v, nil
 		}
 	}
-	for _, layout := range []string{"2006-01-02 15:04:05 MST", "2006-01-02 15:04:05"} {
-		if t, err := time.ParseInLocation(layout, strings.Replace(v, "T", " ", 1), local); err == nil {
-			return t, nil
+	for _, zone := range []string{" UTC", " GMT"} {
+		if t, err := time.Parse(layout+zone, text); err == nil {
+			return t, strings.TrimSuffix(v, zone) + "+00", nil
 		}
 	}
-	return time.Time{}, fmt.Errorf("target time %q: write YYYY-MM-DD HH:MM:SS, with fraction and zone (+02) if wanted", v)
+	return time.Time{}, "", fmt.Errorf("target time %q: write YYYY-MM-DD HH:MM:SS, with fraction and zone (+02) if wanted", v)
 }

@@ -90,6 +90,15 @@ func TestRestoreTimeline(t *testing.T) {
 	history(2, "1\t0/3000000\tpromoted\n")
 	check(opts{}, "")
 	check(opts{Timeline: "0x2"}, "")
+	history(4, "1\t0/2800000\tpromoted\n")
+	for _, o := range []opts{{}, {Timeline: "latest"}, {Timeline: "4"}} { // PostgreSQL looks for 3 and then no further
+		p, err := s.plan(o)
+		must(t, err)
+		if got := strings.Join(p.Warnings, "\n"); strings.Contains(got, "00000003.history") != (o.Timeline != "4") {
+			t.Errorf("timeline %q: warnings %q", o.Timeline, got)
+		}
+	}
+	must(t, s.st.Remove(t.Context(), "archive/demo/15-1/00000004.history"))
 	history(3, "1\t0/2000028\tpromoted\n")
 	for _, o := range []opts{{}, {Timeline: "latest"}, {Timeline: "3"}, {Type: engine.TargetXID, Target: "9"}, {Type: engine.TargetStandby}} {
 		check(o, "before the backup began")

@@ -53,6 +53,10 @@ func TestChooseBackup(t *testing.T) {
 		{typ: engine.TargetTime, target: "2026-03-01 16:31:01.25+05:30", want: 1},
 		{typ: engine.TargetTime, target: "2026-03-01T11:01:01Z", want: 1},
 		{typ: engine.TargetTime, target: "2026-03-01 12:01:01", local: berlin, want: 1},
+		{typ: engine.TargetTime, target: "2026-03-01 11:01:01 UTC", local: berlin, want: 1},
+		{typ: engine.TargetTime, target: "2026-03-01 11:01:01 GMT", local: berlin, want: 1},
+		{typ: engine.TargetTime, target: "2026-03-01 11:01:01 IST", want: -2}, // PostgreSQL would not take it, and two zones have that name
+		{typ: engine.TargetTime, target: "2026-03-01 12:01:01 CET", local: berlin, want: -2},
 		{typ: engine.TargetTime, target: "2030-01-01 00:00:00", want: 2},
 		{typ: engine.TargetTime, target: "2026-03-01 10:01:00", want: -1},
 		{typ: engine.TargetTime, target: "yesterday", want: -2},
@@ -144,6 +148,10 @@ func TestRecoverySettings(t *testing.T) {
 			{engine.RestoreOptions{Type: engine.TargetTime, Target: "2026-03-02 00:00:00+00"}, "recovery.signal", head + command + "recovery_target_time = '2026-03-02 00:00:00+00'\n"},
 			{engine.RestoreOptions{Type: engine.TargetTime, Target: "2026-03-02 00:00:00+00", Exclusive: true, Action: "shutdown"}, "recovery.signal",
 				head + command + "recovery_target_time = '2026-03-02 00:00:00+00'\nrecovery_target_inclusive = 'false'\nrecovery_target_action = 'shutdown'\n"},
+			// The zone is ours, whatever the restored server's setting: the backup was chosen by it.
+			{engine.RestoreOptions{Type: engine.TargetTime, Target: "2026-03-02 00:00:00.5"}, "recovery.signal", head + command + "recovery_target_time = '2026-03-02 00:00:00.5+00:00'\n"},
+			{engine.RestoreOptions{Type: engine.TargetTime, Target: "2026-03-02 00:00:00 UTC"}, "recovery.signal", head + command + "recovery_target_time = '2026-03-02 00:00:00+00'\n"},
+			{engine.RestoreOptions{Type: engine.TargetTime, Target: "2026-03-02T00:00:00Z"}, "recovery.signal", head + command + "recovery_target_time = '2026-03-02T00:00:00Z'\n"},
 			{engine.RestoreOptions{Type: engine.TargetXID, Target: "4711", Timeline: "0x1"}, "recovery.signal", head + command + "recovery_target_xid = '4711'\nrecovery_target_timeline = '0x1'\n"},
 			{engine.RestoreOptions{Type: engine.TargetLSN, Target: "7F/0", Action: "pause"}, "recovery.signal", head + command + "recovery_target_lsn = '7F/0'\n"},
 			{engine.RestoreOptions{Type: engine.TargetName, Target: `O'Brien\s`}, "recovery.signal", head + command + "recovery_target_name = 'O''Brien\\\\s'\n"},

@@ -244,13 +244,17 @@ type walCut struct {
 	all, none bool // all stays; nothing stays
 	keep      []walSpan
 	from      string // segment from which on everything stays
+	// histories is the lowest timeline of which the history file stays: that of the oldest backup that does. PostgreSQL looks
+	// for timelines one by one, and gives a promoted server the first number of which there is no file. With a hole in them a
+	// restore of that backup would end early, and begin a timeline anew that others came from.
+	histories string
 }
 
 // cut decides on the WAL of one history id. kept are the backups that stay, oldest first.
 func (r *retention) cut(db int, kept []repo.BackupLine) walCut {
 	of := r.ofArchiveType(kept)
 	if len(kept) == 0 && r.o.ArchiveBefore != "" && db == r.bi.Current {
-		return walCut{from: r.o.ArchiveBefore, keep: []walSpan{{first: r.o.ArchiveBefore}}}
+		return walCut{from: r.o.ArchiveBefore, keep: []walSpan{{first: r.o.ArchiveBefore}}, histories: r.o.ArchiveBefore[:8]}
 	}
 	if r.archive == 0 || len(of) < r.archive {
 		return walCut{all: true}
@@ -277,10 +281,13 @@ func (r *retention) cut(db int, kept []repo.BackupLine) walCut {
 	if from == "" {
 		return walCut{all: true} // made offline: there is no segment to count from
 	}
-	c := walCut{}
+	c := walCut{histories: from[:8]}
 	for _, l := range kept {
+		if l.DBID != db || l.ArchiveStart == "" {
+			continue
+		}
+		c.histories = min(c.histories, l.ArchiveStart[:8])
 		switch {
-		case l.DBID != db || l.ArchiveStart == "":
 		case l.Label < here[root].Label:
 			c.keep = append(c.keep, walSpan{l.ArchiveStart, cmp.Or(l.ArchiveStop, l.ArchiveStart)})
 		default:
@@ -292,6 +299,7 @@ func (r *retention) cut(db int, kept []repo.BackupLine) walCut {
 	c.from, c.keep = from, append(c.keep, walSpan{first: from})
 	if r.o.ArchiveBefore != "" {
 		c.from, c.keep = min(from, r.o.ArchiveBefore), append(c.keep, walSpan{first: r.o.ArchiveBefore})
+		c.histories = min(c.histories, r.o.ArchiveBefore[:8])
 	}
 	return c
 }

@@ -114,3 +114,36 @@ func TestPushQueueCancelled(t *testing.T) {
 		t.Errorf("statuses left by a cancelled run: %v", left)
 	}
 }
+
+// TestPushQueueClockBack: PostgreSQL's requests are of an hour from now, because the clock was put back. Statuses written now
+// look older than what they answer; the background process must not push the same files for ever.
+func TestPushQueueClockBack(t *testing.T) {
+	for name, o := range map[string]engine.QueueOptions{"pushed": {ProcessMax: 1}, "dropped": {ProcessMax: 1, QueueMax: 1500}} {
+		r := newSpoolRig(t)
+		r.spool.WALDir = r.wal
+		r.ready(segment(1), segment(2))
+		later := time.Now().Add(time.Hour)
+		for _, n := range []string{segment(1), segment(2)} {
+			must(t, os.Chtimes(filepath.Join(r.wal, "archive_status", n+".ready"), later, later))
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		pushed := 0
+		o.WALDir, o.Push = r.wal, func(ctx context.Context, path string) error {
+			if pushed++; pushed > 2 {
+				cancel()
+			}
+			return r.push(ctx, path)
+		}
+		if err := r.spool.PushQueue(ctx, o); err != nil {
+			t.Errorf("%s: %v after %d pushes", name, err, pushed)
+		}
+		r.spool.Start = func(context.Context, string, bool) error {
+			t.Errorf("%s: asked again", name)
+			return nil
+		}
+		for _, n := range []string{segment(1), segment(2)} { // PostgreSQL is told of both
+			must(t, r.spool.PushSpooled(ctx, n))
+		}
+	}
+}

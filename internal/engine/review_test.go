@@ -1,13 +1,18 @@
 package engine_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha1"
 	"errors"
 	"fmt"
+	"iter"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -382,5 +387,400 @@ func TestBackupKeepsUpgrade(t *testing.T) {
 	must(t, err)
 	if ai.Current != 2 || bi.Current != 2 || len(ai.History) != 2 || len(bi.Backups) != 2 {
 		t.Errorf("archive.info: current %d of %d; backup.info: current %d, %d backups", ai.Current, len(ai.History), bi.Current, len(bi.Backups))
+	}
+}
+
+// TestTakenOverWhileRunning: as TestRemovedWhileRunning, but the backup saves its unfinished manifest again after its files
+// were removed, or another host has resumed it: the directory looks as if it were this backup's, and is not.
+func TestTakenOverWhileRunning(t *testing.T) {
+	for name, other := range map[string]func(r *rig, m *storage.Mem) error{
+		"removed": func(r *rig, m *storage.Mem) error {
+			for info, err := range m.List(context.Background(), "backup/demo", storage.ListOptions{Recursive: true}) {
+				if strings.HasPrefix(path.Base(info.Name), "backup.info") {
+					continue
+				}
+				if err := errors.Join(err, m.Remove(context.Background(), info.Name)); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		"resumed": func(r *rig, m *storage.Mem) error {
+			for d, err := range repo.Labels(context.Background(), m, "demo") {
+				if err != nil {
+					return err
+				}
+				bi, err := repo.LoadBackupInfo(context.Background(), m, "demo", r.pass)
+				if err != nil {
+					return err
+				}
+				man, err := repo.LoadManifestCopy(context.Background(), m, "demo", d.Label, bi.CipherPass)
+				if err != nil {
+					return err
+				}
+				man.TimeStart++ // what the other host saves is not what we saved
+				_, err = repo.SaveManifestCopy(context.Background(), m, "demo", man, bi.CipherPass)
+				return err
+			}
+			return errors.New("there is nothing to resume")
+		},
+	} {
+		for when, o := range map[string]engine.BackupOptions{"between saves": {SaveThreshold: 1}, "before the end": {}} {
+			t.Run(name+" "+when, func(t *testing.T) {
+				r, m := newStore(t)
+				for i := range 6 {
+					r.touch("base/16384/200"+string(rune('0'+i)), scribble(uint64(i), 50_000), 9*time.Hour)
+				}
+				o.Compress, o.ProcessMax = repo.None, 1
+				var otherErr error
+				hook := &hooked{m, "2003", func() { otherErr = other(r, m) }}
+				res, err := r.backupWith(t.Context(), hook, m, o)
+				must(t, otherErr)
+				if err == nil || !strings.Contains(err.Error(), "another host") {
+					t.Errorf("result %+v, error: %v", res, err)
+				}
+				if got := r.labels(m); len(got) != 0 {
+					t.Errorf("backups %v", got)
+				}
+				must(t, r.server.waitIdle())
+			})
+		}
+	}
+}
+
+// TestPublishedWhileCleared: what this host takes for the remainder of a dead backup is published by another host just before
+// it would be removed. It stays.
+func TestPublishedWhileCleared(t *testing.T) {
+	r, m := newStore(t)
+	first, _ := r.mustBackup(m, engine.BackupOptions{})
+	name := repo.ManifestPath("demo", first.Label)
+	manifest, err := storage.ReadAll(t.Context(), m, name, 8<<20)
+	must(t, err)
+	must(t, m.Remove(t.Context(), name)) // its directory looks unfinished now
+	cleared := &listed{Storage: m, dir: "backup/demo/" + string(first.Label), after: func() { must(t, storage.WriteAll(t.Context(), m, name, manifest)) }}
+	second, err := r.backupWith(t.Context(), cleared, m, engine.BackupOptions{})
+	must(t, err)
+	if cleared.after != nil {
+		t.Fatal("nobody looked at the directory")
+	}
+	r.holds(m, first.Label)
+	r.holds(m, second.Label)
+	if got := r.labels(m); !slices.Equal(got, []repo.Label{first.Label, second.Label}) {
+		t.Errorf("backups %v", got)
+	}
+}
+
+// listed calls after when a directory has been listed for the last time before objects are removed from it.
+type listed struct {
+	storage.Storage
+	dir   string
+	seen  int
+	after func()
+}
+
+func (l *listed) List(ctx context.Context, dir string, o storage.ListOptions) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		for info, err := range l.Storage.List(ctx, dir, o) {
+			if !yield(info, err) {
+				return
+			}
+		}
+		if dir == l.dir && l.after != nil {
+			if l.seen++; l.seen == 3 { // the plan and Run reconcile first; then it is looked through for unfinished ones
+				l.after()
+				l.after = nil
+			}
+		}
+	}
+}
+
+// TestOfflineServerStartedMeanwhile: a server that was started and stopped again while an offline backup ran leaves no
+// postmaster.pid, but files of two moments in the backup, and no WAL to make one of them.
+func TestOfflineServerStartedMeanwhile(t *testing.T) {
+	r := newRig(t, 15)
+	m := storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	r.age(20 * time.Hour)
+	backup := func(st storage.Storage, force bool) error {
+		plan, err := r.stanza(st).PlanBackup(t.Context(), engine.BackupOptions{DataDir: r.server.dir, Offline: true, Force: force, Compress: repo.None})
+		if err != nil {
+			return err
+		}
+		_, err = plan.Run(t.Context())
+		return err
+	}
+	meanwhile := func() storage.Storage {
+		return &hooked{m, "16385", func() {
+			r.server.position += segmentSize
+			must(t, r.server.checkpoint())
+		}}
+	}
+	if err := backup(meanwhile(), false); !errors.Is(err, engine.ErrTargetRunning) {
+		t.Errorf("error: %v", err)
+	}
+	if got := r.labels(m); len(got) != 0 {
+		t.Errorf("backups %v", got)
+	}
+	must(t, backup(m, false))
+	must(t, backup(meanwhile(), true)) // the operator has been warned
+}
+
+// TestSegmentStoredTwice: two pushes of one segment at the same moment, with different compression, leave it twice. That is no
+// damage: archive-get takes either. Nor is it when one of them is damaged, as long as the other is good; but it is told.
+func TestSegmentStoredTwice(t *testing.T) {
+	r, m := newStore(t)
+	full, _ := r.mustBackup(m, engine.BackupOptions{})
+	twice := func(seg string) string {
+		t.Helper()
+		file := filepath.Join(r.server.dir, "pg_wal", seg)
+		b, err := os.ReadFile(file)
+		must(t, err)
+		bi, err := repo.LoadArchiveInfo(t.Context(), m, "demo", r.pass)
+		must(t, err)
+		var stored bytes.Buffer
+		w, err := repo.NewStreamWriter(&stored, repo.StreamSpec{Compress: repo.GZ, Level: 1, Pass: bi.CipherPass})
+		must(t, err)
+		_, err = w.Write(b)
+		must(t, errors.Join(err, w.Close()))
+		object := repo.SegmentPath("demo", "15-1", seg, sum(t, file), repo.GZ)
+		must(t, storage.WriteAll(t.Context(), m, object, stored.Bytes()))
+		return object
+	}
+	object := twice(full.ArchiveStop)
+	must(t, r.verify(m, ""))
+	must(t, r.verify(m, full.Label))
+	r.archiving = func(file string) error { // each segment comes twice
+		_, err := r.stanza(m).Push(context.Background(), engine.PushOptions{Path: file, DataDir: r.server.dir, Compress: repo.LZ4})
+		twice(filepath.Base(file))
+		return err
+	}
+	second, man := r.mustBackup(m, engine.BackupOptions{ArchiveCopy: true})
+	if !man.HasFile("pg_data/pg_wal/" + second.ArchiveStop) {
+		t.Error("the WAL was not copied into the backup")
+	}
+	must(t, r.verify(m, ""))
+
+	must(t, storage.WriteAll(t.Context(), m, object, []byte("junk")))
+	for _, set := range []repo.Label{"", full.Label} {
+		res, err := r.stanza(m).Verify(t.Context(), engine.VerifyOptions{Set: set})
+		must(t, err)
+		if len(res.Findings) != 1 || res.Findings[0].Object != object || res.Verdicts[0].Status != engine.VerdictValid {
+			t.Errorf("one of two is damaged: %v, %v", res.Findings, res.Verdicts)
+		}
+	}
+	dest := filepath.Join(scratch(t), "got")
+	must(t, r.stanza(m).Get(t.Context(), engine.GetOptions{Name: full.ArchiveStop, Dest: dest}))
+	if sum(t, dest) != sum(t, filepath.Join(r.server.dir, "pg_wal", full.ArchiveStop)) {
+		t.Error("the segment came back changed")
+	}
+}
+
+// TestCreateAtOnce: two hosts create one stanza in an encrypted repository at the same moment. Each draws passphrases of its own,
+// and what is encrypted by one that was overwritten is lost: only the host whose files are there may be told that it succeeded.
+func TestCreateAtOnce(t *testing.T) {
+	for _, at := range []string{"archive.info.copy", "backup.info", "backup.info.copy"} {
+		r := newRig(t, 15)
+		m := storage.NewMem(nil)
+		other := func() {
+			elsewhere := storage.NewMem(nil)
+			must(t, r.create(t.Context(), elsewhere))
+			for name, text := range contents(t, elsewhere) {
+				if strings.Contains(name, "archive.info") {
+					must(t, storage.WriteAll(t.Context(), m, name, []byte(text)))
+				}
+			}
+		}
+		if err := r.create(t.Context(), &hooked{m, at, other}); err == nil || !strings.Contains(err.Error(), "same moment") {
+			t.Errorf("%s: %v", at, err)
+		}
+		must(t, r.create(t.Context(), m))
+		must(t, r.verified(m))
+	}
+}
+
+// TestResumeChecksPages: an interrupted backup did not verify page checksums, the one that takes it over does: what it takes
+// over without verifying it would be called good.
+func TestResumeChecksPages(t *testing.T) {
+	r, m := newStore(t)
+	r.server.checksums = 1
+	must(t, r.server.checkpoint())
+	page, err := os.ReadFile(filepath.Join("..", "pg", "testdata", "page-0"))
+	must(t, err)
+	page[5000] ^= 1
+	r.touch("base/16384/2000", string(page)+strings.Repeat("\x00", 10*8192), 9*time.Hour)
+	faulty, err := storage.NewFaulty(m, storage.Fault{Op: storage.OpCommit, Nth: 14, Kind: storage.Die})
+	must(t, err)
+	off := false
+	if _, err := r.backupWith(t.Context(), faulty, m, engine.BackupOptions{Compress: repo.None, SaveThreshold: 1, ProcessMax: 1, ChecksumPage: &off}); err == nil {
+		t.Fatal("the fault did not end the backup")
+	}
+	res, man := r.mustBackup(m, engine.BackupOptions{Resume: true, Compress: repo.None})
+	if w := r.warned(); !strings.Contains(w, "it is resumed") {
+		t.Errorf("warned %q", w)
+	}
+	if f := man.File("pg_data/base/16384/2000"); !f.PageChecked || f.PageOK || !slices.Contains(res.PageErrors, f.Name) {
+		t.Errorf("the bad page is not reported: %+v, %v", f, res.PageErrors)
+	}
+}
+
+// TestLabelsOfASetStayInOrder: the clock goes back an hour (daylight saving), the newest backup is of another set. The next
+// incr of the older set must still sort behind the one it is built on.
+func TestLabelsOfASetStayInOrder(t *testing.T) {
+	r, m := newStore(t)
+	r.mustBackup(m, engine.BackupOptions{})
+	incr, _ := r.mustBackup(m, engine.BackupOptions{Type: repo.Incr})
+	last, _ := r.mustBackup(m, engine.BackupOptions{})
+	_, err := r.expire(t.Context(), m, engine.ExpireOptions{Set: last.Label})
+	must(t, err)
+	r.server.clock = r.server.clock.Add(-3 * time.Hour)
+	next, _ := r.mustBackup(m, engine.BackupOptions{Type: repo.Incr})
+	if next.Label <= incr.Label || next.Label.FullLabel() != incr.Label.FullLabel() {
+		t.Errorf("%s comes after %s", next.Label, incr.Label)
+	}
+	must(t, r.verified(m))
+}
+
+// TestDataDirBehindLink: the data directory is reached through a symbolic link, and a link in it leads to a neighbour. The way
+// back up is that of the real place.
+func TestDataDirBehindLink(t *testing.T) {
+	r := newRig(t, 15)
+	m := storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	must(t, os.Mkdir(filepath.Dir(r.server.dir)+"/logs", 0o700))
+	r.server.write(t, filepath.Dir(r.server.dir)+"/logs/today", "a line\n")
+	link(t, "../logs", r.server.dir+"/log")
+	r.age(20 * time.Hour)
+	behind := func(dir string) string {
+		name := filepath.Join(scratch(t), "there")
+		link(t, dir, name)
+		return name
+	}
+	r.server.saysDir = behind(r.server.dir)
+	real := r.server.dir
+	r.server.dir = r.server.saysDir
+	res, man := r.mustBackup(m, engine.BackupOptions{})
+	r.server.dir = real
+	if f := man.File("pg_data/log/today"); f == nil || f.Size != 7 {
+		t.Errorf("what is behind the link is not in the backup: %+v", f)
+	}
+
+	top := scratch(t)
+	dir := filepath.Join(top, "data")
+	mkdir(t, dir)
+	o := r.restoreOptions(behind(dir), res.Label)
+	plan, err := r.stanzaAt(m, fixedClock).PlanRestore(t.Context(), o)
+	must(t, err)
+	_, err = plan.Run(t.Context())
+	must(t, err)
+	if b, err := os.ReadFile(filepath.Join(dir, "log/today")); string(b) != "a line\n" {
+		t.Errorf("what is behind the restored link: %q, %v", b, err)
+	}
+	if diff := differ(map[string]string{".": "dir", "data": "dir", "logs": "dir", "logs/today": "a line\n"}, shallow(tree(t, top))); diff != "" {
+		t.Errorf("%s is not where it should be", diff)
+	}
+
+	// Two places that are one by another name overlap.
+	o.LinkMap = map[string]string{"pg_xact": filepath.Join(dir, "elsewhere")}
+	o.Delta = true
+	if _, err := r.stanzaAt(m, fixedClock).PlanRestore(t.Context(), o); !errors.Is(err, engine.ErrLinkInside) {
+		t.Errorf("a link into the data directory by its real name: %v", err)
+	}
+}
+
+// shallow leaves out what is below data.
+func shallow(all map[string]string) map[string]string {
+	for name := range all {
+		if strings.HasPrefix(name, "data/") {
+			delete(all, name)
+		}
+	}
+	return all
+}
+
+// TestNoBackupWithoutControl: whatever keeps pg_control out of the list of files, there is no backup without it.
+func TestNoBackupWithoutControl(t *testing.T) {
+	r, m := newStore(t)
+	_, err := r.backupWith(t.Context(), m, m, engine.BackupOptions{Exclude: []string{"global/"}})
+	if err == nil || !strings.Contains(err.Error(), "pg_control") {
+		t.Errorf("error: %v", err)
+	}
+	if got := r.labels(m); len(got) != 0 {
+		t.Errorf("backups %v", got)
+	}
+}
+
+// TestFileBecomesLink: what was a file when the manifest was built is a link when it is copied. PostgreSQL does not do that;
+// who does may want to have something else read, for the backup may run as root.
+func TestFileBecomesLink(t *testing.T) {
+	r, m := newStore(t)
+	secret := r.server.write(t, scratch(t)+"/secret", strings.Repeat("not yours", 10_000))
+	file := filepath.Join(r.server.dir, "base/16384/2000")
+	_, err := r.backupWith(t.Context(), &hooked{m, "backup.manifest.copy", func() {
+		must(t, os.Remove(file))
+		link(t, secret, file)
+	}}, m, engine.BackupOptions{})
+	if err == nil || !strings.Contains(err.Error(), "base/16384/2000") {
+		t.Errorf("error: %v", err)
+	}
+}
+
+// TestClockBackDuringBackup: the clock is put back an hour while a backup runs. It does not wait for it to come round again.
+func TestClockBackDuringBackup(t *testing.T) {
+	r := newRig(t, 15)
+	m := storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	r.age(20 * time.Hour)
+	now := time.Now().Round(0) // like a clock on the wall
+	must(t, os.Chtimes(filepath.Join(r.server.dir, "base/16384/16385"), now, now))
+	var copying atomic.Bool
+	s, err := engine.New(engine.Options{Stanza: "demo", Storage: m, Pass: r.pass, Local: time.UTC, Events: func(e engine.Event) {
+		if step, ok := e.(engine.Step); ok && step.Name == "copy" {
+			copying.Store(true)
+		}
+	}, Now: func() time.Time {
+		if copying.Load() {
+			return time.Now().Round(0).Add(-time.Hour)
+		}
+		return time.Now().Round(0)
+	}})
+	must(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	plan, err := s.PlanBackup(ctx, engine.BackupOptions{DataDir: r.server.dir, Offline: true, Compress: repo.None})
+	must(t, err)
+	res, err := plan.Run(ctx)
+	must(t, err)
+	r.holds(m, res.Label)
+}
+
+// TestRestoreWithoutArchive: the archive is lost with its info file, the backups are not. What needs no WAL of the archive can
+// be restored: the files as they are, or up to the end of the backup with the WAL that is in it.
+func TestRestoreWithoutArchive(t *testing.T) {
+	r, m := newStore(t)
+	res, _ := r.mustBackup(m, engine.BackupOptions{ArchiveCopy: true})
+	for name := range contents(t, m) {
+		if strings.HasPrefix(name, "archive/") {
+			must(t, m.Remove(t.Context(), name))
+		}
+	}
+	for typ, works := range map[engine.TargetType]bool{engine.TargetNone: true, engine.TargetImmediate: true, engine.TargetPreserve: true, engine.TargetDefault: false, engine.TargetStandby: false} {
+		o := r.restoreOptions(filepath.Join(scratch(t), "data"), res.Label)
+		o.Type = typ
+		plan, err := r.stanzaAt(m, fixedClock).PlanRestore(t.Context(), o)
+		if !works {
+			if !errors.Is(err, engine.ErrStanzaMissing) || !strings.Contains(err.Error(), "--type=immediate") {
+				t.Errorf("%s: %v", typ, err)
+			}
+			continue
+		}
+		must(t, err)
+		if w := strings.Join(plan.Warnings, "\n"); !strings.Contains(w, "archive.info") {
+			t.Errorf("%s: warnings %q", typ, w)
+		}
+		_, err = plan.Run(t.Context())
+		must(t, err)
+		if b, err := os.ReadFile(filepath.Join(o.DataDir, "base/16384/2000")); err != nil || len(b) != 80*8192 {
+			t.Errorf("%s: %d bytes, %v", typ, len(b), err)
+		}
 	}
 }

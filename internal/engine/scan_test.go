@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"path"
@@ -376,5 +377,48 @@ func TestPageErrors(t *testing.T) {
 	must(t, err)
 	if f := m.File("pg_data/base/16384/40000"); f.PageChecked || len(res.PageErrors) != 0 {
 		t.Errorf("with page checks off: %+v", f)
+	}
+}
+
+// TestPagesOfLaterSegments: pages count from the begin of the relation, also in its second file.
+func TestPagesOfLaterSegments(t *testing.T) {
+	r := newRig(t, 15)
+	r.server.checksums = 1
+	must(t, r.server.checkpoint())
+	first, err := os.ReadFile(filepath.Join("..", "pg", "testdata", "page-0"))
+	must(t, err)
+	second := slices.Clone(first)
+	binary.LittleEndian.PutUint16(second[8:], pg.PageChecksum(second, 131072))
+	r.server.write(t, "base/16384/16385", string(first))
+	r.server.write(t, "base/16384/16385.1", string(second))
+	r.server.write(t, "base/16384/40000.1", string(first))
+	_, res, m, err := r.taken(engine.BackupOptions{Compress: repo.None})
+	must(t, err)
+	if want := []string{"pg_data/base/16384/40000.1"}; !slices.Equal(res.PageErrors, want) {
+		t.Errorf("page errors %v, want %v", res.PageErrors, want)
+	}
+	if f := m.File("pg_data/base/16384/40000.1"); len(f.PageErrors) != 1 || f.PageErrors[0].First != 131072 {
+		t.Errorf("bad pages %v", f.PageErrors)
+	}
+}
+
+// TestPageWrittenMeanwhile: a page that is read while the server writes it is no damage: on disk it is another one by now.
+func TestPageWrittenMeanwhile(t *testing.T) {
+	r := newRig(t, 15)
+	r.server.checksums = 1
+	must(t, r.server.checkpoint())
+	good, err := os.ReadFile(filepath.Join("..", "pg", "testdata", "page-0"))
+	must(t, err)
+	torn := append(slices.Clone(good[:4096]), make([]byte, 4096)...)
+	r.server.write(t, "base/16384/16385", string(good))
+	r.server.write(t, "base/16384/40000", string(torn))
+	r.server.write(t, "base/16384/40001", string(torn))
+	m := storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	written := func() { r.server.write(t, "base/16384/40000", string(good)) } // its bytes have been read by now
+	res, err := r.backupWith(t.Context(), &hooked{m, "40000", written}, m, engine.BackupOptions{Compress: repo.None})
+	must(t, err)
+	if want := []string{"pg_data/base/16384/40001"}; !slices.Equal(res.PageErrors, want) {
+		t.Errorf("page errors %v, want %v", res.PageErrors, want)
 	}
 }

@@ -89,10 +89,37 @@ func (s *Stanza) create(ctx context.Context, c pg.Control) (CreateOutcome, error
 	if err := repo.SaveArchiveInfo(ctx, s.o.Storage, s.o.Stanza, ai, s.o.Pass); err != nil {
 		return "", fmt.Errorf("stanza %s: save archive.info: %w", s.o.Stanza, err)
 	}
-	if err := repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, s.newBackupInfo(c), s.o.Pass); err != nil {
+	bi = s.newBackupInfo(c)
+	if err := repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass); err != nil {
 		return "", fmt.Errorf("stanza %s: save backup.info: %w", s.o.Stanza, err)
 	}
-	return Created, nil
+	return Created, s.createdAlone(ctx, ai, bi)
+}
+
+// createdAlone makes sure that both files of a new stanza, and their copies, are ours. Another host may have created it at the
+// same moment, and what is encrypted with passphrases that are not kept is lost.
+func (s *Stanza) createdAlone(ctx context.Context, ai *repo.ArchiveInfo, bi *repo.BackupInfo) error {
+	nowAI, nowBI, err := s.loadInfos(ctx)
+	if err != nil {
+		return err
+	}
+	alone := nowAI.CipherPass == ai.CipherPass && nowBI.CipherPass == bi.CipherPass && nowAI.DB().SystemID == ai.DB().SystemID
+	for _, name := range []string{repo.ArchiveDir(s.o.Stanza) + "/archive.info", repo.BackupDir(s.o.Stanza) + "/backup.info"} {
+		faults, err := repo.CheckCopies(ctx, s.o.Storage, name, s.o.Pass)
+		if err != nil {
+			return err
+		}
+		for _, f := range faults {
+			if !damaged(f.Err) {
+				return fmt.Errorf("stanza %s: read again what was written: %s: %w", s.o.Stanza, f.Object, f.Err)
+			}
+			alone = false
+		}
+	}
+	if !alone {
+		return fmt.Errorf("stanza %s: another host has created it at the same moment; on one of them run again: holdfast pg stanza-create --stanza=%[1]s", s.o.Stanza)
+	}
+	return nil
 }
 
 func (s *Stanza) newBackupInfo(c pg.Control) *repo.BackupInfo {

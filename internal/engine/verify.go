@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"holdfast/internal/pg"
 	"holdfast/internal/repo"
 )
 
@@ -67,7 +68,8 @@ func (s *Stanza) Verify(ctx context.Context, o VerifyOptions) (*VerifyResult, er
 	if err != nil {
 		return nil, err
 	}
-	v := &verifier{s: s, ai: ai, bi: bi, workers: max(o.ProcessMax, 1), set: o.Set, known: map[uint64]bool{}, badWAL: map[string]bool{}}
+	v := &verifier{s: s, ai: ai, bi: bi, workers: max(o.ProcessMax, 1), set: o.Set, known: map[uint64]bool{}, badWAL: map[string]bool{},
+		segmentSize: map[string]uint32{}, timelines: map[timelineKey][]pg.TimelineEntry{}}
 	for _, l := range bi.Backups {
 		if o.Set == "" || l.Label == o.Set {
 			v.res.Backups = append(v.res.Backups, l.Label)
@@ -94,6 +96,9 @@ type verifier struct {
 	res    VerifyResult
 	known  map[uint64]bool // by key: what was read already, and whether it is as it should be
 	badWAL map[string]bool // "<archive id>/<segment>" missing or damaged
+
+	segmentSize map[string]uint32                  // by archive id
+	timelines   map[timelineKey][]pg.TimelineEntry // what their history files say
 }
 
 func (v *verifier) run(ctx context.Context) error {

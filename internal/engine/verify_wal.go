@@ -39,7 +39,7 @@ func (v *verifier) archive(ctx context.Context) error {
 					return err
 				}
 			case pg.IsHistoryName(name):
-				if err := v.history(ctx, info.Name); err != nil {
+				if err := v.history(ctx, id, info.Name); err != nil {
 					return err
 				}
 			}
@@ -90,22 +90,33 @@ func (v *verifier) walDir(ctx context.Context, id, dir string) error {
 	return nil
 }
 
-// segment reads one WAL segment and returns its size, 0 when it could not be read.
+// segment reads one WAL segment and returns its size, 0 when it could not be read. It may be there several times, of which one
+// good copy is enough.
 func (v *verifier) segment(ctx context.Context, id, seg string, copies []segmentObject) (size int64, err error) {
-	bad := func() {
+	v.mu.Lock()
+	v.res.Segments++
+	v.mu.Unlock()
+	if sameContent(copies) {
+		for _, o := range copies {
+			n, err := v.segmentCopy(ctx, seg, o)
+			if err != nil {
+				return 0, err
+			}
+			size = max(size, n)
+		}
+	} else {
+		v.find("", path.Dir(copies[0].name)+"/"+seg, "%d different copies in the archive: which is right can't be told", len(copies))
+	}
+	if size == 0 {
 		v.mu.Lock()
 		v.badWAL[id+"/"+seg] = true
 		v.mu.Unlock()
 	}
-	v.mu.Lock()
-	v.res.Segments++
-	v.mu.Unlock()
-	if len(copies) > 1 {
-		bad()
-		v.find("", path.Dir(copies[0].name)+"/"+seg, "%d different copies in the archive: which is right can't be told", len(copies))
-		return 0, nil
-	}
-	o := copies[0]
+	return size, nil
+}
+
+// segmentCopy reads one stored copy of a segment and returns its size, 0 when it is not as it should be.
+func (v *verifier) segmentCopy(ctx context.Context, seg string, o segmentObject) (size int64, err error) {
 	spec := repo.StreamSpec{Compress: o.compress, Pass: v.ai.CipherPass}
 	r, err := v.s.o.Storage.Open(ctx, o.name, 0, -1)
 	var sum string
@@ -122,14 +133,14 @@ func (v *verifier) segment(ctx context.Context, id, seg string, copies []segment
 	v.mu.Unlock()
 	switch {
 	case err != nil:
-		err = fmt.Errorf("%w", err)
 	case sum != o.sha1:
 		err = fmt.Errorf("SHA-1 is %s, should be %s", sum, o.sha1)
+	case size == 0:
+		err = errors.New("the segment is empty")
 	default:
 		err = head.check(seg, size)
 	}
 	if err != nil {
-		bad()
 		v.find("", o.name, "%v", err)
 		return 0, nil
 	}
@@ -157,6 +168,9 @@ func (h *headWriter) check(seg string, size int64) error {
 
 // extend adds a segment to the last range, or begins one after a gap.
 func (v *verifier) extend(id, seg string, size uint32) {
+	if pg.ValidSegmentSize(size) {
+		v.segmentSize[id] = size
+	}
 	n := len(v.res.Archives)
 	if n > 0 && pg.ValidSegmentSize(size) {
 		last := &v.res.Archives[n-1]
@@ -193,26 +207,9 @@ func (v *verifier) gaps(db repo.DB, id string) {
 			v.find("", repo.SegmentDir(v.s.o.Stanza, id, b.Start)+"/"+b.Start, "gap: the segments between %s and %s are missing; no recovery can pass it: make a new backup", a.Stop, b.Start)
 		}
 	}
-}
-
-// history reads a timeline history file.
-func (v *verifier) history(ctx context.Context, object string) error {
-	r, err := v.s.o.Storage.Open(ctx, object, 0, -1)
-	if err == nil {
-		sr, serr := repo.NewStreamReader(r, repo.StreamSpec{Compress: repo.None, Pass: v.ai.CipherPass})
-		if err = serr; err == nil {
-			_, err = pg.ParseHistory(sr)
-			err = errors.Join(err, sr.Close())
-		}
-		err = errors.Join(err, r.Close())
+	if newest != "" {
+		v.switches(id, newest)
 	}
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if err != nil {
-		v.find("", object, "%v", err)
-	}
-	return nil
 }
 
 // backupWAL makes sure that the WAL which a backup needs is there and sound; it returns how many segments are not.

@@ -46,9 +46,21 @@ func parseLabelled(r io.Reader, l Label) (*Manifest, error) {
 	return m, nil
 }
 
-// SaveManifestCopy writes backup.manifest.copy only: the state of a running backup. The backup does not exist by it.
-func SaveManifestCopy(ctx context.Context, s storage.Storage, stanza string, m *Manifest, pass Secret) error {
+// SaveManifestCopy writes backup.manifest.copy only: the state of a running backup. The backup does not exist by it. sum is
+// the SHA-1 of the object as stored, by which ManifestCopySum tells later whether it is still the same.
+func SaveManifestCopy(ctx context.Context, s storage.Storage, stanza string, m *Manifest, pass Secret) (sum string, err error) {
 	return writeObject(ctx, s, ManifestPath(stanza, m.Label)+copySuffix, StreamSpec{Compress: None, Pass: pass}, m.encode)
+}
+
+// ManifestCopySum is the SHA-1 of backup.manifest.copy as stored.
+func ManifestCopySum(ctx context.Context, s storage.Storage, stanza string, l Label) (string, error) {
+	r, err := s.Open(ctx, ManifestPath(stanza, l)+copySuffix, 0, -1)
+	if err != nil {
+		return "", err
+	}
+	defer r.Close() // opened for reading: nothing to lose
+	sums, err := Decode(io.Discard, r, StreamSpec{Compress: None})
+	return sums.SHA1, err
 }
 
 // PublishManifest makes the backup exist: everything stored before is made durable, then .copy, backup.manifest and the
@@ -63,14 +75,15 @@ func PublishManifest(ctx context.Context, s storage.Storage, stanza string, m *M
 	if err := s.Sync(ctx); err != nil {
 		return fmt.Errorf("sync the files of backup %s: %w", m.Label, err)
 	}
-	if err := SaveManifestCopy(ctx, s, stanza, m, pass); err != nil {
+	if _, err := SaveManifestCopy(ctx, s, stanza, m, pass); err != nil {
 		return err
 	}
-	if err := writeObject(ctx, s, ManifestPath(stanza, m.Label), StreamSpec{Compress: None, Pass: pass}, m.encode); err != nil {
+	if _, err := writeObject(ctx, s, ManifestPath(stanza, m.Label), StreamSpec{Compress: None, Pass: pass}, m.encode); err != nil {
 		return err
 	}
 	spec := StreamSpec{Compress: GZ, Level: 9, Pass: pass}
-	return writeObject(ctx, s, HistoryManifestPath(stanza, m.Label), spec, m.encode)
+	_, err := writeObject(ctx, s, HistoryManifestPath(stanza, m.Label), spec, m.encode)
+	return err
 }
 
 // Reconcile brings the backups of b in line with the label directories (format page, section 6, "Reconstruction"): a line

@@ -206,16 +206,17 @@ func saveInfo(ctx context.Context, s storage.Storage, name string, b []byte, pas
 	return nil
 }
 
-// writeObject stores what write produces as one object. Memory is bounded by the streams' buffers.
-func writeObject(ctx context.Context, s storage.Storage, name string, spec StreamSpec, write func(io.Writer) error) error {
+// writeObject stores what write produces as one object and returns the SHA-1 of its bytes as stored. Memory is bounded by
+// the streams' buffers.
+func writeObject(ctx context.Context, s storage.Storage, name string, spec StreamSpec, write func(io.Writer) error) (sum string, err error) {
 	w, err := s.Create(ctx, name, storage.CreateOptions{})
 	if err != nil {
-		return fmt.Errorf("create %s: %w", name, err)
+		return "", fmt.Errorf("create %s: %w", name, err)
 	}
 	defer w.Abort() // does nothing after Commit; on the way out of an error there is nothing better to report
 	sw, err := NewStreamWriter(w, spec)
 	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
+		return "", fmt.Errorf("write %s: %w", name, err)
 	}
 	err = write(sw)
 	if closeErr := sw.Close(); err == nil {
@@ -225,10 +226,10 @@ func writeObject(ctx context.Context, s storage.Storage, name string, spec Strea
 		err = ctx.Err()
 	}
 	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
+		return "", fmt.Errorf("write %s: %w", name, err)
 	}
 	if err := w.Commit(ctx); err != nil {
-		return fmt.Errorf("commit %s: %w", name, err)
+		return "", fmt.Errorf("commit %s: %w", name, err)
 	}
-	return nil
+	return sw.Sums().RepoSHA1, nil
 }

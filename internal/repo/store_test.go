@@ -193,7 +193,7 @@ func TestPublishManifest(t *testing.T) {
 		m := testManifest()
 		s := newStore(t)
 		ctx := t.Context()
-		if err := SaveManifestCopy(ctx, s, "demo", m, pass); err != nil {
+		if _, err := SaveManifestCopy(ctx, s, "demo", m, pass); err != nil {
 			t.Fatal(err)
 		}
 		got, err := LoadManifestCopy(ctx, s, "demo", m.Label, pass)
@@ -245,7 +245,7 @@ func TestPublishFails(t *testing.T) {
 	if err := PublishManifest(t.Context(), s, "demo", m, ""); !errors.Is(err, ErrFormat) {
 		t.Errorf("incomplete: %v", err)
 	}
-	if err := SaveManifestCopy(t.Context(), s, "demo", m, ""); err != nil {
+	if _, err := SaveManifestCopy(t.Context(), s, "demo", m, ""); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := LoadManifest(t.Context(), s, "demo", m.Label, ""); err == nil || errors.Is(err, fs.ErrNotExist) {

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestAsynchronousArchiving: PostgreSQL archives through our program under the name pgbackrest with archive-async=y, into
@@ -40,6 +41,21 @@ func TestAsynchronousArchiving(t *testing.T) {
 	ours("--type=full", "--repo=1", "backup")
 	r.c.Exec(t, "create table after as select g from generate_series(1, 200000) g", "select pg_switch_wal()")
 	ours("check")
+	// One repository is away: the other gets all WAL that comes meanwhile, not only the segment that PostgreSQL is told about.
+	archive, away := filepath.Join(second, "archive"), filepath.Join(second, "away")
+	if err := os.Rename(archive, away); err != nil {
+		t.Fatal(err)
+	}
+	var last string
+	for range 3 {
+		r.c.Exec(t, "insert into after select g from generate_series(200001, 200100) g", "delete from after where g > 200000")
+		last = r.c.QueryString(t, "select pg_walfile_name(pg_switch_wal())")
+	}
+	r.awaitFile(filepath.Join(r.repo, "archive", stanza, "15-1", last[:16], last+"-*"))
+	if err := os.Rename(away, archive); err != nil {
+		t.Fatal(err)
+	}
+	ours("check")
 	for _, repo := range []string{r.repo, second} {
 		segments, err := filepath.Glob(filepath.Join(repo, "archive", stanza, "15-1", "0*", "0*"))
 		if err != nil || len(segments) < 15 {
@@ -63,4 +79,19 @@ func TestAsynchronousArchiving(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("logs: %v", logs)
+}
+
+// awaitFile waits until a file appears.
+func (r *rig) awaitFile(pattern string) {
+	r.t.Helper()
+	for range 1200 {
+		if found, err := filepath.Glob(pattern); err != nil || len(found) > 0 {
+			if err != nil {
+				r.t.Fatal(err)
+			}
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	r.t.Fatalf("there is no %s", pattern)
 }

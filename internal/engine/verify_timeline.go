@@ -1,0 +1,125 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+
+	"holdfast/internal/pg"
+	"holdfast/internal/repo"
+)
+
+// timelineKey names a timeline of one archive id.
+type timelineKey struct {
+	archiveID string
+	timeline  uint32
+}
+
+// history reads a timeline history file.
+func (v *verifier) history(ctx context.Context, id, object string) error {
+	n, err := strconv.ParseUint(path.Base(object)[:8], 16, 32)
+	if err != nil {
+		return err // IsHistoryName has looked at it
+	}
+	var entries []pg.TimelineEntry
+	r, err := v.s.o.Storage.Open(ctx, object, 0, -1)
+	if err == nil {
+		sr, serr := repo.NewStreamReader(r, repo.StreamSpec{Compress: repo.None, Pass: v.ai.CipherPass})
+		if err = serr; err == nil {
+			entries, err = pg.ParseHistory(sr)
+			err = errors.Join(err, sr.Close())
+		}
+		err = errors.Join(err, r.Close())
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	switch {
+	case err != nil:
+	case len(entries) == 0:
+		err = errors.New("it names no timeline that this one came from")
+	case entries[len(entries)-1].Timeline >= uint32(n):
+		err = fmt.Errorf("it names timeline %d as one that timeline %d came from", entries[len(entries)-1].Timeline, n)
+	}
+	if err != nil {
+		v.find("", object, "%v", err)
+	}
+	// Even a damaged one is there: only its absence is looked for later.
+	v.timelines[timelineKey{id, uint32(n)}] = entries
+	return nil
+}
+
+// timelineOf is the timeline in a segment's name.
+func timelineOf(segment string) uint32 {
+	n, _ := strconv.ParseUint(segment[:8], 16, 32) // a segment's name has been checked
+	return uint32(n)
+}
+
+// span says from which segment to which a timeline's WAL is in the archive, gaps disregarded; "" when none of it is.
+func (v *verifier) span(id string, timeline uint32) (first, last string) {
+	for _, r := range v.res.Archives {
+		if r.ArchiveID == id && timelineOf(r.Start) == timeline {
+			if first == "" {
+				first = r.Start
+			}
+			last = r.Stop
+		}
+	}
+	return first, last
+}
+
+// switches follows the timelines from the newest full backup, which starts in segment newest, to the latest one: at each
+// switch the WAL of the old timeline must reach to where the new one's begins, and PostgreSQL must be able to find the way.
+func (v *verifier) switches(id, newest string) {
+	size, from := v.segmentSize[id], timelineOf(newest)
+	_, start, err := pg.ParseSegmentName(newest, size)
+	if err != nil {
+		return // no WAL, or none that could be read: found already
+	}
+	var latest []pg.TimelineEntry
+	top := from
+	for key, entries := range v.timelines {
+		i := slices.IndexFunc(entries, func(e pg.TimelineEntry) bool { return e.Timeline == from && e.Switch > start })
+		if key.archiveID == id && key.timeline > top && i >= 0 {
+			top, latest = key.timeline, entries[i:]
+		}
+	}
+	for _, r := range v.res.Archives {
+		t := timelineOf(r.Start)
+		key := timelineKey{id, t}
+		if _, known := v.timelines[key]; r.ArchiveID == id && t > from && !known {
+			v.timelines[key] = nil // said once
+			name := fmt.Sprintf("%08X.history", t)
+			v.find("", repo.SegmentDir(v.s.o.Stanza, id, name)+"/"+name, "missing: recovery does not find timeline %d, of which there is WAL; archive the file, which the server has in pg_wal, or make a new backup", t)
+		}
+	}
+	for i, e := range latest {
+		next := top
+		if i+1 < len(latest) {
+			next = latest[i+1].Timeline
+		}
+		at := pg.SegmentName(next, e.Switch, size) // it begins with a copy of what the old timeline had of it
+		_, last := v.span(id, e.Timeline)
+		if begin := max(start, e.Switch-e.Switch%pg.LSN(size)); begin > start {
+			if last < pg.SegmentName(e.Timeline, begin-1, size) {
+				missing := start
+				if last != "" {
+					_, stop, _ := pg.ParseSegmentName(last, size) // it was read
+					missing = max(start, stop+pg.LSN(size))
+				}
+				v.switchGap(id, pg.SegmentName(e.Timeline, missing, size), e, next)
+			}
+		}
+		if first, _ := v.span(id, next); first > at {
+			v.switchGap(id, at, e, next)
+		}
+		start = e.Switch
+	}
+}
+
+func (v *verifier) switchGap(id, segment string, e pg.TimelineEntry, next uint32) {
+	v.find("", repo.SegmentDir(v.s.o.Stanza, id, segment)+"/"+segment, "gap: missing, and timeline %d went on from timeline %d at %s behind it; no recovery of an earlier backup can pass it: make a new backup", next, e.Timeline, e.Switch)
+}
