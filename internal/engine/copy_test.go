@@ -1,0 +1,282 @@
+package engine_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"holdfast/internal/engine"
+	"holdfast/internal/repo"
+	"holdfast/internal/storage"
+	"holdfast/test/tally"
+)
+
+// on opens "demo" on another store, under another passphrase.
+func (r *rig) on(st storage.Storage, pass repo.Secret) *engine.Stanza {
+	r.t.Helper()
+	s, err := engine.New(engine.Options{Stanza: "demo", Storage: st, Pass: pass, Local: time.UTC, Events: r.note})
+	must(r.t, err)
+	return s
+}
+
+// note keeps warnings.
+func (r *rig) note(e engine.Event) {
+	if w, ok := e.(engine.Warning); ok {
+		r.mu.Lock()
+		r.warnings = append(r.warnings, w.Text)
+		r.mu.Unlock()
+	}
+}
+
+// copyTo plans and runs a copy.
+func (r *rig) copyTo(ctx context.Context, from, to *engine.Stanza, o engine.CopyOptions) (*engine.CopyResult, error) {
+	plan, err := engine.PlanCopy(ctx, from, to, o)
+	if err != nil {
+		return nil, err
+	}
+	return plan.Run(ctx)
+}
+
+// with gives the rig another passphrase while f runs.
+func (r *rig) with(pass repo.Secret, f func()) {
+	was := r.pass
+	r.pass = pass
+	defer func() { r.pass = was }()
+	f()
+}
+
+// sources are repositories with a chain of every way to store files; the last backup is built on all before it.
+var sources = map[string]engine.BackupOptions{
+	"files":          {Compress: repo.GZ},
+	"no compression": {Compress: repo.None},
+	"bundles":        {Bundle: true, Compress: repo.LZ4, BundleSize: 30_000},
+	"blocks":         {Block: true, Compress: repo.ZST},
+	"bundled blocks": {Bundle: true, Block: true, Compress: repo.ZST, BundleLimit: 100_000},
+	"plain blocks":   {Bundle: true, Block: true, Compress: repo.None},
+}
+
+// chainOf makes a full, an incr, an incr and a diff, with changes in between.
+func (r *rig) chainOf(st storage.Storage, o engine.BackupOptions) []repo.Label {
+	r.t.Helper()
+	r.touch("base/16384/2000", scribble(1, 300_000), 30*time.Hour)
+	var labels []repo.Label
+	for i, typ := range []repo.BackupType{repo.Full, repo.Incr, repo.Incr, repo.Diff} {
+		r.server.churn(r.t, i)
+		big := []byte(scribble(1, 300_000))
+		copy(big[i*50_000:], fmt.Sprintf("page of turn %d", i))
+		r.touch("base/16384/2000", string(big), time.Duration(20-i)*time.Hour)
+		o.Type = typ
+		res, err := r.backupWith(r.t.Context(), st, st, o)
+		must(r.t, err)
+		labels = append(labels, res.Label)
+	}
+	return labels
+}
+
+// TestCopyCiphers copies chains of every kind between repositories with and without passphrases, throws the source away, and
+// wants the same back from the copy.
+func TestCopyCiphers(t *testing.T) {
+	proven := 0
+	for name, o := range sources {
+		for _, c := range []struct {
+			from, to repo.Secret
+			o        engine.CopyOptions
+		}{
+			{"", "", engine.CopyOptions{}},
+			{"one", "one", engine.CopyOptions{}},
+			{"one", "two", engine.CopyOptions{}},
+			{"one", "two", engine.CopyOptions{Reencrypt: true}},
+			{"", "two", engine.CopyOptions{}},
+			{"one", "", engine.CopyOptions{Decrypt: true}},
+		} {
+			t.Run(fmt.Sprintf("%s/%s to %s %t", name, string(c.from), string(c.to), c.o.Reencrypt), func(t *testing.T) {
+				r := newRig(t, 15)
+				r.pass = c.from
+				src, dst := storage.NewMem(nil), storage.NewMem(nil)
+				must(t, r.create(t.Context(), src))
+				labels := r.chainOf(src, o)
+				want := map[repo.Label]map[string]string{}
+				for _, l := range labels {
+					got, err := r.restored(src, l)
+					must(t, err)
+					want[l] = got
+				}
+				before := contents(t, src)
+				c.o.All, c.o.WAL, c.o.ProcessMax = true, engine.WALAll, 4
+				res, err := r.copyTo(t.Context(), r.on(src, c.from), r.on(dst, c.to), c.o)
+				must(t, err)
+				if !slices.Equal(res.Backups, labels) {
+					t.Errorf("copied %v", res.Backups)
+				}
+				if !maps.Equal(before, contents(t, src)) {
+					t.Error("the source changed")
+				}
+				if c.to != "" {
+					plainTexts(t, dst)
+				}
+				must(t, src.Remove(t.Context(), src.Names()...))
+				r.with(c.to, func() {
+					must(t, r.verified(dst))
+					for _, l := range labels {
+						got, err := r.restored(dst, l)
+						must(t, err)
+						if !maps.Equal(got, want[l]) {
+							t.Errorf("%s restores to other files from the copy", l)
+						}
+						proven++
+					}
+				})
+				if c.o.Reencrypt {
+					allDiffer(t, before, dst)
+				}
+			})
+		}
+	}
+	tally.Count(t, "backups restored from a copy alone", proven)
+}
+
+// plainTexts fails when an object is there that is not encrypted.
+func plainTexts(t *testing.T, st *storage.Mem) {
+	t.Helper()
+	for name, b := range contents(t, st) {
+		if strings.Contains(b, "[backrest]") || strings.Contains(b, "page of turn") || strings.Contains(b, "START WAL LOCATION") {
+			t.Errorf("%s is not encrypted", name)
+		}
+		if !strings.Contains(name, "/bundle/") && !strings.HasSuffix(name, ".pgbi") && !strings.HasPrefix(b, "Salted__") {
+			t.Errorf("%s does not begin as an encrypted file", name)
+		}
+	}
+}
+
+// allDiffer: after re-encryption no object of the source is in the target as it was.
+func allDiffer(t *testing.T, source map[string]string, dst *storage.Mem) {
+	t.Helper()
+	for name, b := range contents(t, dst) {
+		if source[name] == b {
+			t.Errorf("%s is as in the source", name)
+		}
+	}
+}
+
+// TestCopyTwice: a second copy copies nothing, and copies only what is new after another backup.
+func TestCopyTwice(t *testing.T) {
+	for _, to := range []repo.Secret{"rig-pass", "other"} {
+		for _, again := range []bool{false, true} {
+			r := newRig(t, 15)
+			src, dst := storage.NewMem(nil), storage.NewMem(nil)
+			must(t, r.create(t.Context(), src))
+			o := engine.CopyOptions{All: true, WAL: engine.WALAll, Reencrypt: again, ProcessMax: 2}
+			b := engine.BackupOptions{Bundle: true, Block: true, Compress: repo.ZST}
+			labels := r.chainOf(src, b)
+			_, err := r.copyTo(t.Context(), r.on(src, r.pass), r.on(dst, to), o)
+			must(t, err)
+			before := contents(t, dst)
+			res, err := r.copyTo(t.Context(), r.on(src, r.pass), r.on(dst, to), o)
+			must(t, err)
+			if len(res.Backups) > 0 || res.Objects > 0 || len(res.There) != len(labels) || !maps.Equal(before, contents(t, dst)) {
+				t.Errorf("the second copy did something: %+v", res)
+			}
+			b.Type = repo.Incr
+			r.server.churn(t, 7)
+			more, err := r.backupWith(t.Context(), src, src, b)
+			must(t, err)
+			plan, err := engine.PlanCopy(t.Context(), r.on(src, r.pass), r.on(dst, to), o)
+			must(t, err)
+			objects := plan.Objects
+			res, err = plan.Run(t.Context())
+			must(t, err)
+			if !slices.Equal(res.Backups, []repo.Label{more.Label}) || res.Objects != objects || res.Objects == 0 {
+				t.Errorf("the third copy: %+v, planned %d objects", res, objects)
+			}
+			must(t, lost(t, before, dst))
+			r.with(to, func() {
+				must(t, r.verified(dst))
+				r.holds(dst, more.Label)
+			})
+		}
+	}
+}
+
+// TestCopySelections: what is chosen comes with what it is built on, and with no more.
+func TestCopySelections(t *testing.T) {
+	r := newRig(t, 15)
+	src := storage.NewMem(nil)
+	must(t, r.create(t.Context(), src))
+	first := r.chainOf(src, engine.BackupOptions{})
+	r.server.churn(t, 9)
+	second := r.chainOf(src, engine.BackupOptions{})
+	bi, err := repo.LoadBackupInfo(t.Context(), src, "demo", r.pass)
+	must(t, err)
+	stop := func(l repo.Label) time.Time { return time.Unix(bi.Find(l).TimeStop, 0) }
+	for name, c := range map[string]struct {
+		o    engine.CopyOptions
+		want []repo.Label
+	}{
+		"a full":                {engine.CopyOptions{Sets: first[:1]}, first[:1]},
+		"an incr":               {engine.CopyOptions{Sets: first[2:3]}, first[:3]},
+		"a diff":                {engine.CopyOptions{Sets: first[3:]}, []repo.Label{first[0], first[3]}},
+		"a set":                 {engine.CopyOptions{Sets: second[:1], Dependents: true}, second},
+		"all":                   {engine.CopyOptions{All: true}, slices.Concat(first, second)},
+		"from the second on":    {engine.CopyOptions{Since: stop(second[0])}, second},
+		"a window in the first": {engine.CopyOptions{Since: stop(first[1]), Until: stop(first[2])}, first[:3]},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dst := storage.NewMem(nil)
+			c.o.ProcessMax = 4
+			_, err := r.copyTo(t.Context(), r.on(src, r.pass), r.on(dst, r.pass), c.o)
+			must(t, err)
+			if got := r.labels(dst); !slices.Equal(got, c.want) {
+				t.Errorf("copied %v, want %v", got, c.want)
+			}
+			must(t, r.verified(dst))
+		})
+	}
+	for name, o := range map[string]engine.CopyOptions{
+		"nothing": {}, "two ways": {All: true, Sets: first}, "dependents of all": {All: true, Dependents: true}, "no beginning": {Until: time.Now()},
+		"backwards": {Since: time.Now(), Until: time.Now().Add(-time.Hour)}, "WAL": {All: true, WAL: "some"}, "no such backup": {Sets: []repo.Label{"20200101-000000F"}},
+	} {
+		if _, err := engine.PlanCopy(t.Context(), r.on(src, r.pass), r.on(storage.NewMem(nil), r.pass), o); err == nil {
+			t.Errorf("%s: is not refused", name)
+		}
+	}
+}
+
+// TestCopyPosix: on a file system the copy has the directories and links that a full backup there has.
+func TestCopyPosix(t *testing.T) {
+	r := newRig(t, 15)
+	src, err := storage.NewPosix(filepath.Join(scratch(t), "src"), storage.PosixOptions{})
+	must(t, err)
+	must(t, r.create(t.Context(), src))
+	r.chainOf(src, engine.BackupOptions{Hardlink: true})
+	dir := filepath.Join(scratch(t), "dst")
+	dst, err := storage.NewPosix(dir, storage.PosixOptions{})
+	must(t, err)
+	_, err = r.copyTo(t.Context(), r.on(src, r.pass), r.on(dst, r.pass), engine.CopyOptions{All: true, WAL: engine.WALAll})
+	must(t, err)
+	want, got := tree(t, src.Root()), tree(t, dir)
+	if !slices.Equal(slices.Sorted(maps.Keys(want)), slices.Sorted(maps.Keys(got))) {
+		t.Error(differ(want, got))
+	}
+	links := 0
+	must(t, filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		info, err := d.Info()
+		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink > 1 {
+			links++
+		}
+		return err
+	}))
+	if links == 0 {
+		t.Error("no hard links in the copy")
+	}
+	must(t, r.verify(dst, ""))
+}
