@@ -49,10 +49,11 @@ type CopyOptions struct {
 
 	Keep *ExpireOptions // retention of the target: what it would let go is not copied; nil: everything stays
 
-	Reencrypt  bool  // files get new passphrases although they are encrypted already
-	Decrypt    bool  // permits copying an encrypted repository to one that is not
-	ProcessMax int   // objects copied at once
-	Rate       int64 // bytes read from the source per second at most, by all workers together; 0: no limit
+	Reencrypt     bool  // files get new passphrases although they are encrypted already
+	Decrypt       bool  // permits copying an encrypted repository to one that is not
+	ProcessMax    int   // objects copied at once
+	Rate          int64 // bytes read from the source per second at most, by all workers together; 0: no limit
+	SaveThreshold int64 // bytes copied of a backup from one note of what is done to the next; 0: a 20th of it, at least 256 MiB
 }
 
 // States of a backup in a CopyPlan.

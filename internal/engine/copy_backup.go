@@ -360,7 +360,7 @@ func (c *backupCopy) copyObjects(ctx context.Context) error {
 		total += u.size
 	}
 	// Often enough that little is done again, seldom enough that the manifest, some 200 bytes a file, is not most of what is written.
-	c.every = max(total/20, 256<<20, int64(len(c.t.Files))<<12)
+	c.every = cmp.Or(c.p.o.SaveThreshold, max(total/20, 256<<20, int64(len(c.t.Files))<<12))
 	if err := c.save(ctx); err != nil {
 		return err
 	}
