@@ -239,12 +239,12 @@ func (r *copyRun) otherWAL(ctx context.Context) error {
 			if err == nil {
 				break
 			}
-			var damaged *walError
-			if ctx.Err() != nil || !errors.As(err, &damaged) || !isDamage(err) {
+			failed := r.sender.failed
+			if ctx.Err() != nil || failed == "" || !isDamage(err) {
 				return err
 			}
-			r.sent[damaged.object] = true
-			r.fail(CopyFailure{Object: damaged.object, Reason: err.Error()})
+			r.sent[failed] = true
+			r.fail(CopyFailure{Object: failed, Reason: err.Error()})
 		}
 	}
 	return nil

@@ -271,20 +271,15 @@ type walCopy struct {
 	toPass     repo.Secret
 	processMax int
 	rate       *rate
+	failed     string // see run
 }
 
-// walError says with which object a copy of WAL failed.
-type walError struct {
-	object string
-	err    error
-}
-
-func (e *walError) Error() string { return e.object + ": " + e.err.Error() }
-func (e *walError) Unwrap() error { return e.err }
-
-// run copies objects, as many at once as permitted; done is told each, one at a time. The error is a *walError, or the context's.
+// run copies objects, as many at once as permitted; done is told each, one at a time. failed is then the
+// object that ended it, "" if none did.
 func (w *walCopy) run(ctx context.Context, objects []walObject, done func(*walObject)) error {
 	var mu sync.Mutex
+	var first error
+	w.failed = ""
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(w.processMax)
 	for i := range objects {
@@ -292,16 +287,21 @@ func (w *walCopy) run(ctx context.Context, objects []walObject, done func(*walOb
 			break
 		}
 		g.Go(func() error {
-			if err := w.object(gctx, &objects[i]); err != nil {
-				return &walError{objects[i].from, err}
-			}
+			err := w.object(gctx, &objects[i])
 			mu.Lock()
 			defer mu.Unlock()
-			done(&objects[i])
-			return nil
+			if err == nil {
+				done(&objects[i])
+			} else if first == nil {
+				w.failed, first = objects[i].from, fmt.Errorf("%s: %w", objects[i].from, err)
+			}
+			return err
 		})
 	}
-	return errors.Join(g.Wait(), ctx.Err())
+	if err := g.Wait(); err != nil {
+		return first
+	}
+	return ctx.Err()
 }
 
 // object copies one object. Its Commit is durable: a segment is never written a second time, so a torn one would stay.
