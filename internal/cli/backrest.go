@@ -150,7 +150,12 @@ func repoKeys(c *backrest.Config) []int {
 
 // storage opens the repository of that number. Run by root, new files belong to whom the data directory belongs to.
 func (r *backrestRun) storage(key int) (storage.Storage, error) {
-	return openPosix(r.c.String("repo-path", key), r.owner(key))
+	return r.storageFor(key, r.owner(key))
+}
+
+// storageFor opens it for another owner of new files.
+func (r *backrestRun) storageFor(key int, owner *durable.Owner) (storage.Storage, error) {
+	return openPosix(r.c.String("repo-path", key), owner)
 }
 
 // owner is whom new files belong to; nil: us.

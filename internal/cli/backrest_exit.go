@@ -73,6 +73,8 @@ var backrestCodes = []struct {
 	{engine.ErrLinkInside, codeLinkTarget},
 	{engine.ErrDBMissing, codeDBMissing},
 	{engine.ErrDBInvalid, codeDBInvalid},
+	{engine.ErrNotClosed, codeBackupSet},
+	{engine.ErrCopyConflict, codeDuplicate},
 	{engine.ErrCorrupt, codeChecksum},
 	{repo.ErrChecksum, codeChecksum},
 	{repo.ErrCorrupt, codeChecksum},

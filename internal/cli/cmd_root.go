@@ -63,7 +63,7 @@ exit codes: ` + exitHelp(),
 	c.PersistentFlags().StringVar(&r.f.root, "root", "", "the instance's root directory (else HOLDFAST_ROOT, else /)")
 	c.PersistentFlags().BoolVar(&r.f.json, "json", false, "print one JSON document")
 	c.AddCommand(r.initCommand(), r.shellCommand(), r.startCommand(), r.stopCommand(), r.statusCommand(), r.confCommand(), r.backupCommand(), r.restoreCommand(), r.enableCommand(),
-		r.setsCommand(), r.pgCommand(), &cobra.Command{Use: "version", Short: "print the program's version", Args: noArgs, RunE: func(*cobra.Command, []string) error {
+		r.setsCommand(), r.pgCommand(), r.repoCommand(), &cobra.Command{Use: "version", Short: "print the program's version", Args: noArgs, RunE: func(*cobra.Command, []string) error {
 			_, err := fmt.Fprintln(r.env.Stdout, programVersion())
 			return err
 		}})

@@ -84,13 +84,34 @@ type findingsError struct{ n int }
 
 func (e *findingsError) Error() string { return fmt.Sprintf("%d finding(s)", e.n) }
 
+// lacksError ends a comparison of two repositories that found something missing in the second.
+type lacksError struct{ n int }
+
+func (e *lacksError) Error() string {
+	return fmt.Sprintf("%d difference(s): the target does not have all that the source has; to copy it: holdfast repo sync", e.n)
+}
+
+// shownError is an error whose command has printed its result as a document already: there is no second one.
+type shownError struct{ err error }
+
+func (e *shownError) Error() string { return e.err.Error() }
+func (e *shownError) Unwrap() error { return e.err }
+
+// shown marks err, if there is any, as one behind a printed document; print is what came of printing it.
+func shown(print, err error) error {
+	if print != nil || err == nil {
+		return errors.Join(print, err)
+	}
+	return &shownError{err}
+}
+
 // sentinelCodes says which errors of the packages below mean more than "failed".
 var sentinelCodes = []struct {
 	code int
 	errs []error
 }{
 	{exitUsage, []error{conf.ErrRefused, catalog.ErrUnknown, engine.ErrTablespaceMap, engine.ErrLinkMap, engine.ErrLinkInside, engine.ErrDBMissing, engine.ErrDBInvalid}},
-	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, engine.ErrPassphrase, repo.ErrSealed, instance.ErrNoInstance, action.ErrRestart}},
+	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, engine.ErrPassphrase, engine.ErrCopyConflict, repo.ErrSealed, instance.ErrNoInstance, action.ErrRestart}},
 	{exitBusy, []error{action.ErrBusy, repo.ErrLocked, durable.ErrLocked}},
 }
 
@@ -101,6 +122,7 @@ func exitCode(err error) int {
 	var warnings *warningsError
 	var findings *findingsError
 	var unavailable *unavailableError
+	var lacks *lacksError
 	switch {
 	case err == nil:
 		return exitOK
@@ -110,7 +132,7 @@ func exitCode(err error) int {
 		return exitSignal
 	case errors.As(err, &usage):
 		return exitUsage
-	case errors.As(err, &warnings):
+	case errors.As(err, &warnings), errors.As(err, &lacks):
 		return exitWarnings
 	case errors.As(err, &findings):
 		return exitFindings
@@ -137,7 +159,9 @@ func (e *Env) exit(name string, err error, asJSON bool) int {
 	}
 	var warnings *warningsError
 	var findings *findingsError
-	already := errors.As(err, &warnings) || errors.As(err, &findings) // the document with the result is out
+	var lacks *lacksError
+	var was *shownError
+	already := errors.As(err, &warnings) || errors.As(err, &findings) || errors.As(err, &lacks) || errors.As(err, &was) // the document with the result is out
 	if asJSON && !already {
 		b, merr := json.Marshal(map[string]any{"error": text, "code": code})
 		if merr == nil {

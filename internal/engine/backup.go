@@ -676,7 +676,10 @@ func (r *backupRun) publish(ctx context.Context) error {
 	if err := r.m.ValidateComplete(); err != nil {
 		return err
 	}
-	if err := r.hardlinks(ctx); err != nil {
+	if r.o.Hardlink && s.linker() == nil {
+		return errors.New("this repository's storage has no hard links: leave the option out")
+	}
+	if err := s.hardlinks(ctx, r.m); err != nil {
 		return err
 	}
 	if err := s.makeDirs(ctx, r.m); err != nil {

@@ -46,23 +46,21 @@ func (s *Stanza) makeDirs(ctx context.Context, m *repo.Manifest) error {
 	return nil
 }
 
-// hardlinks gives the files that this backup leaves to earlier ones a name in it, too.
-func (r *backupRun) hardlinks(ctx context.Context) error {
-	l := r.s.linker()
-	if !r.o.Hardlink {
+// hardlinks gives the files that a backup made with that option leaves to earlier ones a name in it, too. A store without links
+// goes without.
+func (s *Stanza) hardlinks(ctx context.Context, m *repo.Manifest) error {
+	l := s.linker()
+	if !m.Options.Hardlink || l == nil {
 		return nil
 	}
-	if l == nil {
-		return errors.New("this repository's storage has no hard links: leave the option out")
-	}
-	for i := range r.m.Files {
-		f := r.m.Files[i]
+	for i := range m.Files {
+		f := m.Files[i]
 		if f.Reference == "" || f.BundleID != 0 {
 			continue
 		}
-		from, _, _, _ := r.m.Object(r.Stanza, &f)
+		from, _, _, _ := m.Object(s.o.Stanza, &f)
 		f.Reference = ""
-		to, _, _, _ := r.m.Object(r.Stanza, &f)
+		to, _, _, _ := m.Object(s.o.Stanza, &f)
 		if err := l.Link(ctx, from, to); err != nil {
 			return fmt.Errorf("%s: %w", f.Name, err)
 		}

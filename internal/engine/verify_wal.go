@@ -193,7 +193,8 @@ func follows(a, b string, size uint32) bool {
 }
 
 // gaps reports breaks in a timeline's WAL that retention did not make: expire never removes WAL after the start of the
-// newest full backup.
+// newest full backup. One that reaches exactly from the stop of a backup to the start of another is what a copy with no more
+// WAL than the backups need leaves.
 func (v *verifier) gaps(db repo.DB, id string) {
 	newest := ""
 	for _, l := range v.bi.Backups {
@@ -203,6 +204,10 @@ func (v *verifier) gaps(db repo.DB, id string) {
 	}
 	for i := 1; i < len(v.res.Archives); i++ {
 		a, b := v.res.Archives[i-1], v.res.Archives[i]
+		if slices.ContainsFunc(v.bi.Backups, func(l repo.BackupLine) bool { return l.DBID == db.ID && l.ArchiveStop == a.Stop }) &&
+			slices.ContainsFunc(v.bi.Backups, func(l repo.BackupLine) bool { return l.DBID == db.ID && l.ArchiveStart == b.Start }) {
+			continue
+		}
 		if a.ArchiveID == id && b.ArchiveID == id && a.Stop[:8] == b.Start[:8] && newest != "" && a.Stop >= newest {
 			v.find("", repo.SegmentDir(v.s.o.Stanza, id, b.Start)+"/"+b.Start, "gap: the segments between %s and %s are missing; no recovery can pass it: make a new backup", a.Stop, b.Start)
 		}

@@ -3,6 +3,7 @@
 package interop
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -33,6 +34,7 @@ type rig struct {
 	conf string
 
 	encrypted, bundled bool
+	pass               string // of the repository; "": passphrase
 
 	churned int // workloads started: each names its tables apart
 }
@@ -75,7 +77,7 @@ func (r *rig) configure(compress string) {
 	text := fmt.Sprintf("[global]\nrepo1-path=%s\nlock-path=%s/lock\nlog-path=%s/log\nspool-path=%s/spool\nstart-fast=y\nlog-level-file=off\ncompress-type=%s\narchive-timeout=30\n[%s]\npg1-path=%s\npg1-socket-path=%s\npg1-port=%d\n",
 		r.repo, r.dir, r.dir, r.dir, compress, stanza, r.c.DataDir(), r.c.SocketDir(), r.c.Port())
 	if r.encrypted {
-		text = strings.Replace(text, "[global]\n", "[global]\nrepo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass="+passphrase+"\n", 1)
+		text = strings.Replace(text, "[global]\n", "[global]\nrepo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass="+cmp.Or(r.pass, passphrase)+"\n", 1)
 	}
 	if r.bundled {
 		text = strings.Replace(text, "[global]\n", "[global]\nrepo1-bundle=y\n", 1)
@@ -83,7 +85,7 @@ func (r *rig) configure(compress string) {
 	if err := os.WriteFile(r.conf, []byte(text), 0o644); err != nil {
 		r.t.Fatal(err)
 	}
-	if err := os.WriteFile(r.passFile(), []byte(passphrase+"\n"), 0o640); err != nil {
+	if err := os.WriteFile(r.passFile(), []byte(cmp.Or(r.pass, passphrase)+"\n"), 0o640); err != nil {
 		r.t.Fatal(err)
 	}
 	if cred := postgres(r.t); cred != nil {
