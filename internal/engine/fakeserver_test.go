@@ -51,6 +51,7 @@ type fakeServer struct {
 	spaceMap             string // of the tablespaces, as it comes at the end of a backup
 	saysSystem           uint64
 	standby              bool
+	elsewhere            bool   // it writes its control file in another data directory
 	onReplay             func() // called with mu held when a backup has found that the standby may be read
 }
 
@@ -273,7 +274,9 @@ func (f *fakeServer) answer(c net.Conn, sql string, execute bool) (rows [][]valu
 		if execute {
 			f.sessions[c] = true
 			f.position += 0x28
-			err = f.checkpoint()
+			if !f.elsewhere {
+				err = f.checkpoint()
+			}
 		}
 		return [][]value{{text(f.position.String()), text(pg.SegmentName(f.timeline, f.position, segmentSize))}}, err
 	case has("timeline_id"):

@@ -851,3 +851,25 @@ func TestTablespaceMapIsKept(t *testing.T) {
 		t.Error("it is restored")
 	}
 }
+
+// TestDataDirOfAnotherServer: a copy of the data directory has the same system identifier. That the server which answers works
+// on another one shows in pg_control: it lacks the checkpoint with which the backup began, or is on another timeline.
+func TestDataDirOfAnotherServer(t *testing.T) {
+	for name, change := range map[string]func(f *fakeServer){
+		"an old copy": func(f *fakeServer) { f.elsewhere = true },
+		"another timeline": func(f *fakeServer) {
+			f.position += segmentSize
+			must(t, f.checkpoint())
+			f.elsewhere, f.timeline = true, 2
+			f.position -= segmentSize
+		},
+	} {
+		r, m := newStore(t)
+		change(r.server)
+		_, err := r.backupWith(t.Context(), m, m, engine.BackupOptions{})
+		if err == nil || !strings.Contains(err.Error(), "not that of the server") {
+			t.Errorf("%s: %v", name, err)
+		}
+		must(t, r.server.waitIdle())
+	}
+}
