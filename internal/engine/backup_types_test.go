@@ -108,8 +108,16 @@ func TestTouchedButEqual(t *testing.T) {
 	r.age(3 * time.Hour)
 	_, im := r.mustBackup(m, engine.BackupOptions{Type: repo.Incr})
 	for _, f := range im.Files {
-		if strings.HasPrefix(f.Name, "pg_data/base/") && f.Size > 0 && f.Reference != full.Label {
+		if !strings.HasPrefix(f.Name, "pg_data/base/") || f.Size == 0 {
+			continue
+		}
+		if f.Reference != full.Label {
 			t.Errorf("%s is stored again", f.Name)
+		}
+		info, err := os.Stat(filepath.Join(r.server.dir, strings.TrimPrefix(f.Name, "pg_data/")))
+		must(t, err)
+		if f.Timestamp != info.ModTime().Unix() { // or it would be read again by every later backup
+			t.Errorf("%s has the time stamp of the backup before", f.Name)
 		}
 	}
 }
@@ -456,5 +464,55 @@ func TestTimelineChanges(t *testing.T) {
 			t.Errorf("delta %t, warned %q", man.Options.Delta, w)
 		}
 		r.holds(m, res.Label)
+	}
+}
+
+// TestBlockSizeOfASet: a file keeps the block size that it got when it was first stored, whatever its age is now, until it is
+// shorter than one block.
+func TestBlockSizeOfASet(t *testing.T) {
+	r, m := newStore(t)
+	size := func(pages int, age time.Duration) { r.touch("base/16384/2001", scribble(3, pages*8192), age) }
+	for i, step := range []struct {
+		pages int
+		age   time.Duration
+		block int64
+	}{{9, 700 * time.Hour, 4 * 8192}, {10, time.Hour, 4 * 8192}, {4, time.Hour, 4 * 8192}, {3, time.Hour, 8192}, {9, 800 * time.Hour, 8192}, {1, time.Hour, 0}, {9, 800 * time.Hour, 4 * 8192}} {
+		r.server.clock = time.Now()
+		size(step.pages, step.age-time.Duration(i)*time.Minute)
+		o := engine.BackupOptions{Block: true, Type: repo.Incr}
+		label := r.backups(m, o)[0]
+		if f := r.manifest(m, label).File("pg_data/base/16384/2001"); f.BlockSize != step.block {
+			t.Errorf("step %d: blocks of %d bytes, not %d", i, f.BlockSize, step.block)
+		}
+	}
+}
+
+// TestPriorMapOfNowhere: a block map that names a backup which the manifest does not know is no base to build on.
+func TestPriorMapOfNowhere(t *testing.T) {
+	r, _ := newStore(t)
+	r.pass = ""
+	m := storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	o := engine.BackupOptions{Block: true, Compress: repo.None}
+	_, man := r.mustBackup(m, o)
+	f := man.File("pg_data/base/16384/2000")
+	object, _, length, _ := man.Object("demo", f)
+	image, err := storage.ReadAll(t.Context(), m, object, 8<<20)
+	must(t, err)
+	blocks, err := repo.DecodeBlockMap(image[length-f.BlockMapSize:], f.BlockSize, f.BlockSumSize)
+	must(t, err)
+	for i := range blocks.Blocks {
+		blocks.Blocks[i].Reference = 3
+	}
+	raw, err := blocks.Encode()
+	must(t, err)
+	image = append(image[:length-f.BlockMapSize], raw...)
+	f.BlockMapSize, f.RepoSize = int64(len(raw)), int64(len(image))
+	must(t, storage.WriteAll(t.Context(), m, object, image))
+	must(t, repo.PublishManifest(t.Context(), m, "demo", man, ""))
+	r.touch("base/16384/2000", scribble(2, 80*8192), time.Hour)
+	o.Type = repo.Incr
+	if _, err := r.backupWith(t.Context(), m, m, o); err == nil || !strings.Contains(err.Error(), "full backup") {
+		t.Errorf("error: %v", err)
 	}
 }

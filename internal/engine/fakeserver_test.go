@@ -48,8 +48,10 @@ type fakeServer struct {
 
 	// What the server says of itself, when it is not the plain truth.
 	saysDir, archiveMode string
+	spaceMap             string // of the tablespaces, as it comes at the end of a backup
 	saysSystem           uint64
 	standby              bool
+	elsewhere            bool   // it writes its control file in another data directory
 	onReplay             func() // called with mu held when a backup has found that the standby may be read
 }
 
@@ -260,7 +262,7 @@ func (f *fakeServer) answer(c net.Conn, sql string, execute bool) (rows [][]valu
 	case has("backup_stop(") || has("stop_backup("):
 		at := f.position + 0x100
 		name := pg.SegmentName(f.timeline, at, segmentSize)
-		row := []value{text(at.String()), text(name), text("START WAL LOCATION: 0/0 (file " + name + ")\n"), text(""),
+		row := []value{text(at.String()), text(name), text("START WAL LOCATION: 0/0 (file " + name + ")\n"), text(f.spaceMap),
 			{pgtype.TimestamptzOID, f.clock.Add(time.Minute)}, {pgtype.Int4OID, int32(1)}}
 		if execute {
 			f.sessions[c] = false
@@ -272,7 +274,9 @@ func (f *fakeServer) answer(c net.Conn, sql string, execute bool) (rows [][]valu
 		if execute {
 			f.sessions[c] = true
 			f.position += 0x28
-			err = f.checkpoint()
+			if !f.elsewhere {
+				err = f.checkpoint()
+			}
 		}
 		return [][]value{{text(f.position.String()), text(pg.SegmentName(f.timeline, f.position, segmentSize))}}, err
 	case has("timeline_id"):

@@ -784,3 +784,92 @@ func TestRestoreWithoutArchive(t *testing.T) {
 		}
 	}
 }
+
+// TestNoBackupWithoutItsWAL: each segment that a backup needs has to be in the archive before the backup exists, the first one
+// as well as the last.
+func TestNoBackupWithoutItsWAL(t *testing.T) {
+	for lost := 1; lost <= 2; lost++ {
+		r, m := newStore(t)
+		keeper, n := r.stanza(m), 0
+		r.archiving = func(file string) error {
+			if n++; n == lost {
+				return nil // archive_command says that it has done it
+			}
+			_, err := keeper.Push(context.Background(), engine.PushOptions{Path: file, DataDir: r.server.dir, Compress: repo.LZ4})
+			return err
+		}
+		_, err := r.backupWith(t.Context(), m, m, engine.BackupOptions{ArchiveTimeout: 300 * time.Millisecond})
+		if !errors.Is(err, engine.ErrArchiveTimeout) {
+			t.Errorf("without segment %d: %v", lost, err)
+		}
+		if got := r.labels(m); len(got) != 0 {
+			t.Errorf("without segment %d: backups %v", lost, got)
+		}
+		must(t, r.server.waitIdle())
+	}
+}
+
+// TestBackupBringsHistory: the history file of the timeline is in the archive after a backup, wherever it was; if it is nowhere
+// there is no backup, for PostgreSQL would not find that timeline again.
+func TestBackupBringsHistory(t *testing.T) {
+	r, m := newStore(t)
+	r.server.timeline = 0x1A
+	must(t, r.server.checkpoint())
+	if _, err := r.backupWith(t.Context(), m, m, engine.BackupOptions{}); err == nil || !strings.Contains(err.Error(), "timeline 26") {
+		t.Errorf("without a history file: %v", err)
+	}
+	const text = "25\t0/1000000\tno recovery target specified\n"
+	r.server.write(t, "pg_wal/0000001A.history", text)
+	r.mustBackup(m, engine.BackupOptions{})
+	dest := filepath.Join(scratch(t), "got")
+	must(t, r.stanza(m).Get(t.Context(), engine.GetOptions{Name: "0000001A.history", Dest: dest}))
+	if b, err := os.ReadFile(dest); string(b) != text {
+		t.Errorf("the archive has %q, %v", b, err)
+	}
+	must(t, os.Remove(filepath.Join(r.server.dir, "pg_wal/0000001A.history")))
+	r.mustBackup(m, engine.BackupOptions{Type: repo.Incr})
+}
+
+// TestTablespaceMapIsKept: what PostgreSQL hands over at the end of a backup is stored, tablespace_map as well as backup_label.
+// A restore makes the links itself, but who copies an unbundled backup away by hand needs it.
+func TestTablespaceMapIsKept(t *testing.T) {
+	r, m := newStore(t)
+	_, without := r.mustBackup(m, engine.BackupOptions{Compress: repo.None})
+	if !without.HasFile("pg_data/backup_label") || without.HasFile("pg_data/tablespace_map") {
+		t.Error("without tablespaces there is a tablespace_map, or no backup_label")
+	}
+	r.server.spaceMap = "24576 /srv/fast\n"
+	res, man := r.mustBackup(m, engine.BackupOptions{Compress: repo.None, Bundle: true})
+	f := man.File("pg_data/tablespace_map")
+	if f == nil || f.Size != int64(len(r.server.spaceMap)) || f.BundleID != 0 {
+		t.Fatalf("tablespace_map: %+v", f)
+	}
+	must(t, r.verified(m))
+	dir := filepath.Join(scratch(t), "data")
+	must(t, r.restore(t.Context(), m, dir, res.Label))
+	if _, err := os.Lstat(filepath.Join(dir, "tablespace_map")); err == nil {
+		t.Error("it is restored")
+	}
+}
+
+// TestDataDirOfAnotherServer: a copy of the data directory has the same system identifier. That the server which answers works
+// on another one shows in pg_control: it lacks the checkpoint with which the backup began, or is on another timeline.
+func TestDataDirOfAnotherServer(t *testing.T) {
+	for name, change := range map[string]func(f *fakeServer){
+		"an old copy": func(f *fakeServer) { f.elsewhere = true },
+		"another timeline": func(f *fakeServer) {
+			f.position += segmentSize
+			must(t, f.checkpoint())
+			f.elsewhere, f.timeline = true, 2
+			f.position -= segmentSize
+		},
+	} {
+		r, m := newStore(t)
+		change(r.server)
+		_, err := r.backupWith(t.Context(), m, m, engine.BackupOptions{})
+		if err == nil || !strings.Contains(err.Error(), "not that of the server") {
+			t.Errorf("%s: %v", name, err)
+		}
+		must(t, r.server.waitIdle())
+	}
+}
