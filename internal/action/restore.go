@@ -164,19 +164,13 @@ func (r *restoreRun) unpack(ctx context.Context) error {
 		}
 		return nil
 	}, func(_ int64, s string) { sha = s })
-	if err != nil {
-		return fmt.Errorf("%s: %w", r.o.RestoreFile, err)
-	}
-	if sha != r.appSums.sha256 {
-		return fmt.Errorf("%s changed since the plan was made", r.o.RestoreFile)
+	if err := r.appSums.same(r.o.RestoreFile, sha, wrap(err, "%s", r.o.RestoreFile)); err != nil {
+		return err
 	}
 	if r.o.EBRestoreFile != "" {
 		now, err := inspect(ctx, r.o.EBRestoreFile, nil)
-		if err != nil {
+		if err := r.busSums.same(r.o.EBRestoreFile, now.sha256, err); err != nil {
 			return err
-		}
-		if now.sha256 != r.busSums.sha256 {
-			return fmt.Errorf("%s changed since the plan was made", r.o.EBRestoreFile)
 		}
 	}
 	r.a.step("restore", "verify-files", "")

@@ -39,7 +39,7 @@ func (r *restoreRun) replaceTopics(ctx context.Context) error {
 	defer b.Close()
 	sum, err := verifyBus(ctx, r.o.EBRestoreFile)
 	if err != nil {
-		return err
+		return r.busSums.same(r.o.EBRestoreFile, "", err)
 	}
 	for try := 1; ; try++ {
 		kept, err := r.keepTopics(ctx, b, sum)
@@ -110,11 +110,9 @@ func (r *restoreRun) loadTopics(ctx context.Context, b *eventbus.Bus, kept *even
 	r.a.step("restore", "eventbus-load", r.o.EBRestoreFile)
 	res, err := b.Load(ctx, src, eventbus.LoadOptions{Replace: true, Until: r.Until, Kept: kept})
 	_, sha := src.r.Sums()
-	if err = errors.Join(err, src.Close()); err != nil {
+	err = errors.Join(err, src.Close())
+	if err = r.busSums.same(r.o.EBRestoreFile, sha, err); err != nil { // this reading is what the topics hold now
 		return err
-	}
-	if sha != r.busSums.sha256 { // this reading is what the topics hold now
-		return fmt.Errorf("%s changed since the plan was made", r.o.EBRestoreFile)
 	}
 	r.res.Bus = &BusProof{Topics: len(res.Topics), Records: res.Records, Left: res.Skipped, Notes: res.Notes}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,6 +64,23 @@ type inspected struct {
 	sha256 string
 	index  string                         // SHA-256 of the index of its files
 	totals map[string]tarball.MemberTotal // by top-level name
+	file   fs.FileInfo                    // as it was before it was read
+}
+
+// same says whether a later reading of the tarball, which gave err or else the SHA-256, was one of the same bytes.
+// What goes wrong with a file that was replaced or written to since is put down to that as well.
+func (in *inspected) same(path, sha256 string, err error) error {
+	if err == nil && sha256 != in.sha256 {
+		return fmt.Errorf("%s changed since the plan was made", path)
+	}
+	if err == nil {
+		return nil
+	}
+	now, serr := os.Stat(path)
+	if serr == nil && (!os.SameFile(now, in.file) || now.Size() != in.file.Size() || !now.ModTime().Equal(in.file.ModTime())) {
+		return fmt.Errorf("%w; %s changed since the plan was made", err, path)
+	}
+	return err
 }
 
 // inspect reads a tarball to its end: whatever is damaged shows here, before anything is touched. member (may be nil) is
@@ -74,6 +92,9 @@ func inspect(ctx context.Context, path string, member func(name string, r io.Rea
 		return in, err
 	}
 	defer f.Close() // opened for reading: nothing to lose
+	if in.file, err = f.Stat(); err != nil {
+		return in, err
+	}
 	err = eachMember(ctx, f, func(m *tarball.Member) error {
 		switch m.Name {
 		case identityName:
@@ -433,14 +454,14 @@ func (a *App) cluster(stanza string) *Cluster {
 	return nil
 }
 
-// verifyBus checks an Event Bus tarball's content and counts it.
+// verifyBus checks an Event Bus tarball's content and counts it. Errors name the file.
 func verifyBus(ctx context.Context, path string) (*eventbus.Summary, error) {
 	src, err := openBusSource(path)
 	if err != nil {
 		return nil, err
 	}
 	sum, err := eventbus.Verify(ctx, src)
-	return sum, errors.Join(err, src.Close())
+	return sum, errors.Join(wrap(err, "%s", path), src.Close())
 }
 
 // busSource yields the event bus's members of its tarball.

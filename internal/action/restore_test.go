@@ -31,9 +31,11 @@ func TestFailingRestoreGivesBack(t *testing.T) {
 		"bus tarball of another set": {"", func(_ *world, o, other RestoreOptions, _ func()) error {
 			return swap(other.EBRestoreFile, o.EBRestoreFile)
 		}, "changed since the plan"},
-		"application tarball truncated": {"", func(_ *world, o, _ RestoreOptions, _ func()) error { return os.Truncate(o.RestoreFile, 2000) }, "damaged"},
-		"tarball gone":                  {"restore:unpack", func(_ *world, o, _ RestoreOptions, _ func()) error { return os.Remove(o.RestoreFile) }, "no such file"},
-		"bus tarball gone":              {"restore:swap-files", func(_ *world, o, _ RestoreOptions, _ func()) error { return os.Remove(o.EBRestoreFile) }, "no such file"},
+		"application tarball truncated":           {"", func(_ *world, o, _ RestoreOptions, _ func()) error { return os.Truncate(o.RestoreFile, 2000) }, "backup.tar.gz changed since the plan was made"},
+		"bus tarball truncated":                   {"", func(_ *world, o, _ RestoreOptions, _ func()) error { return os.Truncate(o.EBRestoreFile, 200) }, "backup.tar.gz changed since the plan was made"},
+		"bus tarball truncated before it is read": {"restore:eventbus", func(_ *world, o, _ RestoreOptions, _ func()) error { return os.Truncate(o.EBRestoreFile, 200) }, "backup.tar.gz changed since the plan was made"},
+		"tarball gone":                            {"restore:unpack", func(_ *world, o, _ RestoreOptions, _ func()) error { return os.Remove(o.RestoreFile) }, "no such file"},
+		"bus tarball gone":                        {"restore:swap-files", func(_ *world, o, _ RestoreOptions, _ func()) error { return os.Remove(o.EBRestoreFile) }, "no such file"},
 		"a file in the way": {"restore:swap-files", func(w *world, _, _ RestoreOptions, _ func()) error {
 			return os.WriteFile(w.path("srv/more.holdfast-replaced-1abcdef01"), nil, 0o600)
 		}, "is there already"},
@@ -84,6 +86,8 @@ func TestFailingRestoreGivesBack(t *testing.T) {
 			}
 			if _, err := plan.Run(ctx); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Fatalf("want %q, got %v", c.want, err)
+			} else if strings.Contains(name, "truncated") && !strings.Contains(err.Error(), "damaged") {
+				t.Errorf("the damage is not told: %v", err)
 			}
 			if w.imported > 0 {
 				t.Error("the parameters were taken over by a restore that failed")

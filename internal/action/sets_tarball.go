@@ -66,7 +66,7 @@ func (a *App) verifyTarball(ctx context.Context, set *catalog.Set, p catalog.Pie
 	}
 	if p.Kind == catalog.EventBus {
 		if _, err := verifyBus(ctx, p.Path); err != nil {
-			found = append(found, fmt.Sprintf("%s: %v", p.Path, err))
+			found = append(found, err.Error())
 		}
 		return found, ctx.Err()
 	}

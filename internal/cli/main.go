@@ -15,6 +15,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"time"
@@ -50,8 +51,18 @@ func Process() *Env {
 	return &Env{Args: os.Args, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Environ: os.Environ, Now: time.Now,
 		Terminal: isTerminal(os.Stderr), StdinTerminal: isTerminal(os.Stdin), Exe: exe, Getwd: os.Getwd,
 		Kill:   func() { _ = unix.Kill(os.Getpid(), unix.SIGKILL) },
-		Stop:   func() { _ = unix.Kill(os.Getpid(), unix.SIGSTOP) },
+		Stop:   stopUntilContinued,
 		ExecID: fmt.Sprintf("%d-%08x", os.Getpid(), rand.Uint32())}
+}
+
+// stopUntilContinued returns only after SIGCONT: the kernel stops the process a moment after it was asked to, and the caller
+// must not get on in that moment.
+func stopUntilContinued() {
+	continued := make(chan os.Signal, 1)
+	signal.Notify(continued, unix.SIGCONT)
+	defer signal.Stop(continued)
+	_ = unix.Kill(os.Getpid(), unix.SIGSTOP) // a process may always stop itself
+	<-continued
 }
 
 func isTerminal(f *os.File) bool {
