@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"regexp"
 	"strconv"
@@ -18,6 +19,8 @@ const (
 	defaultConnectTimeout = 30 * time.Second
 	closeTimeout          = 5 * time.Second
 	applicationName       = "holdfast"
+
+	invalidAuthorization = "28000" // SQLSTATE: among others, "peer" authentication failed
 )
 
 // ConnOptions says how to reach a server. Nothing else does: PG… variables and ~/.pgpass have no effect (except that
@@ -41,13 +44,14 @@ type Conn struct {
 }
 
 // Connect opens a session with all timeouts of the server off and application_name holdfast. It fails with
-// *UnsupportedVersionError on servers outside 13 to 18. No error contains the password.
+// *UnsupportedVersionError on servers outside 13 to 18. Root connects to a socket as the role's namesake, so that "peer"
+// authentication lets it in. No error contains the password.
 func Connect(ctx context.Context, o ConnOptions) (*Conn, error) {
 	config, err := connConfig(o)
 	if err != nil {
 		return nil, fmt.Errorf("connect to PostgreSQL: %w", err)
 	}
-	raw, err := pgx.ConnectConfig(ctx, config)
+	raw, err := connect(ctx, config, peerUser(o))
 	if err != nil {
 		return nil, fmt.Errorf("connect to PostgreSQL at %s port %d as %s: %w", config.Host, config.Port, config.User, err)
 	}
@@ -56,6 +60,22 @@ func Connect(ctx context.Context, o ConnOptions) (*Conn, error) {
 		return nil, errors.Join(fmt.Errorf("connect to PostgreSQL at %s port %d: %w", config.Host, config.Port, err), c.Close())
 	}
 	return c, nil
+}
+
+// connect opens the session as the given user of the operating system, if that is not 0; as this process is, if it
+// is 0 or the server does not let that one in.
+func connect(ctx context.Context, config *pgx.ConnConfig, uid int) (*pgx.Conn, error) {
+	if uid != 0 {
+		as := config.Copy()
+		as.DialFunc = dialAs(uid)
+		raw, err := pgx.ConnectConfig(ctx, as)
+		var said *pgconn.PgError
+		refused := errors.As(err, &said) && said.Code == invalidAuthorization
+		if !refused && !errors.Is(err, fs.ErrPermission) {
+			return raw, err
+		}
+	}
+	return pgx.ConnectConfig(ctx, config)
 }
 
 // connConfig builds the driver's configuration. The driver reads the environment for what a connection string does not
