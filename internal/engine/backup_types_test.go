@@ -363,9 +363,9 @@ func TestSetOfBzip2(t *testing.T) {
 // TestBlockCollision: a changed block has the short checksum of the old one by chance. The SHA-1 of the file tells, and all of
 // it is stored. Chance is helped here: the map in the full backup gets the checksum that the change will have.
 func TestBlockCollision(t *testing.T) {
-	r, m := newStore(t)
+	r, _ := newStore(t)
 	r.pass = ""
-	m = storage.NewMem(nil)
+	m := storage.NewMem(nil)
 	must(t, r.create(t.Context(), m))
 	o := engine.BackupOptions{Block: true, Compress: repo.None}
 	full, man := r.mustBackup(m, o)
