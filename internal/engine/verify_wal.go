@@ -192,18 +192,28 @@ func follows(a, b string, size uint32) bool {
 	return err == nil && pg.SegmentName(tli, lsn+pg.LSN(size), size) == b
 }
 
-// gaps reports breaks in a timeline's WAL that retention did not make: expire never removes WAL after the start of the
-// newest full backup.
+// gaps reports breaks in a timeline's WAL that retention did not make. It never removes WAL after the start of the newest
+// backup. With the archive's retention by diff or incr backups it may after that of the newest full one, but then from the end
+// of one backup to the start of another.
 func (v *verifier) gaps(db repo.DB, id string) {
-	newest := ""
+	full, newest := "", ""
+	starts, stops := map[string]bool{}, map[string]bool{}
 	for _, l := range v.bi.Backups {
-		if l.Type == repo.Full && l.DBID == db.ID && l.ArchiveStart != "" {
-			newest = l.ArchiveStart
+		if l.DBID != db.ID || l.ArchiveStart == "" {
+			continue
+		}
+		newest = l.ArchiveStart
+		starts[l.ArchiveStart], stops[l.ArchiveStop] = true, true
+		if l.Type == repo.Full {
+			full = l.ArchiveStart
 		}
 	}
 	for i := 1; i < len(v.res.Archives); i++ {
 		a, b := v.res.Archives[i-1], v.res.Archives[i]
-		if a.ArchiveID == id && b.ArchiveID == id && a.Stop[:8] == b.Start[:8] && newest != "" && a.Stop >= newest {
+		if a.ArchiveID != id || b.ArchiveID != id || a.Stop[:8] != b.Start[:8] || newest == "" {
+			continue
+		}
+		if a.Stop >= newest || full != "" && a.Stop >= full && !(stops[a.Stop] && starts[b.Start]) {
 			v.find("", repo.SegmentDir(v.s.o.Stanza, id, b.Start)+"/"+b.Start, "gap: the segments between %s and %s are missing; no recovery can pass it: make a new backup", a.Stop, b.Start)
 		}
 	}
