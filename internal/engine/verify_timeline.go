@@ -71,7 +71,7 @@ func (v *verifier) span(id string, timeline uint32) (first, last string) {
 	return first, last
 }
 
-// switches follows the timelines from the newest full backup, which starts in segment newest, to the latest one: at each
+// switches follows the timelines from the newest backup, which starts in segment newest, to the latest one: at each
 // switch the WAL of the old timeline must reach to where the new one's begins, and PostgreSQL must be able to find the way.
 func (v *verifier) switches(id, newest string) {
 	size, from := v.segmentSize[id], timelineOf(newest)

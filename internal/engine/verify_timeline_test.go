@@ -2,10 +2,14 @@ package engine_test
 
 import (
 	"errors"
+	"path"
+	"slices"
 	"strings"
 	"testing"
 
 	"holdfast/internal/engine"
+	"holdfast/internal/repo"
+	"holdfast/internal/storage"
 )
 
 // TestVerifyTimelineSwitch: the WAL of a promoted server goes on from that of the old one. What the old one did not archive
@@ -68,5 +72,48 @@ func TestVerifyTimelineSwitch(t *testing.T) {
 			_, err = r.backup(t.Context(), m, m)
 			must(t, errors.Join(err, r.verify(m, "")))
 		})
+	}
+}
+
+// TestVerifyRetentionIsNoGap: with the archive's retention by diff or incr backups WAL goes that lies behind the newest full
+// backup. That is no damage; WAL that is missing elsewhere is.
+func TestVerifyRetentionIsNoGap(t *testing.T) {
+	for _, c := range []struct {
+		types []repo.BackupType
+		o     engine.ExpireOptions
+	}{
+		{[]repo.BackupType{repo.Full, repo.Incr, repo.Incr, repo.Incr}, engine.ExpireOptions{Archive: 1, ArchiveType: repo.Incr}},
+		{[]repo.BackupType{repo.Full, repo.Incr, repo.Diff, repo.Incr}, engine.ExpireOptions{Archive: 1, ArchiveType: repo.Diff}},
+		{[]repo.BackupType{repo.Full, repo.Diff, repo.Diff}, engine.ExpireOptions{Archive: 2, ArchiveType: repo.Diff}},
+	} {
+		r := newRig(t, 15)
+		m := storage.NewMem(nil)
+		must(t, r.create(t.Context(), m))
+		var last *engine.BackupResult
+		for _, typ := range c.types {
+			last, _ = r.mustBackup(m, engine.BackupOptions{Type: typ})
+			for range 3 { // archived between the backups
+				r.server.mu.Lock()
+				err := r.server.switchWAL()
+				r.server.mu.Unlock()
+				must(t, err)
+			}
+		}
+		must(t, r.verified(m))
+		plan, err := r.expire(t.Context(), m, c.o)
+		must(t, err)
+		if plan.WALFiles == 0 {
+			t.Fatal("no WAL went")
+		}
+		must(t, r.verified(m))
+		// One that retention did not take.
+		names := m.Names()
+		i := slices.IndexFunc(names, func(n string) bool {
+			return path.Base(n) > last.ArchiveStop && strings.HasPrefix(n, "archive/demo/15-1/0000")
+		})
+		must(t, m.Remove(t.Context(), names[i+1]))
+		if err := r.verify(m, ""); err == nil || !strings.Contains(err.Error(), "gap") {
+			t.Errorf("%v: a missing segment: %v", c.types, err)
+		}
 	}
 }

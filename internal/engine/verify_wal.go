@@ -192,23 +192,28 @@ func follows(a, b string, size uint32) bool {
 	return err == nil && pg.SegmentName(tli, lsn+pg.LSN(size), size) == b
 }
 
-// gaps reports breaks in a timeline's WAL that retention did not make: expire never removes WAL after the start of the
-// newest full backup. One that reaches exactly from the stop of a backup to the start of another is what a copy with no more
-// WAL than the backups need leaves.
+// gaps reports breaks in a timeline's WAL that neither retention nor a copy made. Retention never removes WAL after the start of
+// the newest backup. With the archive's retention by diff or incr backups it may after that of the newest full one, but then from
+// the end of one backup to the start of another, as a copy with no more WAL than the backups need leaves it, too.
 func (v *verifier) gaps(db repo.DB, id string) {
-	newest := ""
+	full, newest := "", ""
+	starts, stops := map[string]bool{}, map[string]bool{}
 	for _, l := range v.bi.Backups {
-		if l.Type == repo.Full && l.DBID == db.ID && l.ArchiveStart != "" {
-			newest = l.ArchiveStart
+		if l.DBID != db.ID || l.ArchiveStart == "" {
+			continue
+		}
+		newest = l.ArchiveStart
+		starts[l.ArchiveStart], stops[l.ArchiveStop] = true, true
+		if l.Type == repo.Full {
+			full = l.ArchiveStart
 		}
 	}
 	for i := 1; i < len(v.res.Archives); i++ {
 		a, b := v.res.Archives[i-1], v.res.Archives[i]
-		if slices.ContainsFunc(v.bi.Backups, func(l repo.BackupLine) bool { return l.DBID == db.ID && l.ArchiveStop == a.Stop }) &&
-			slices.ContainsFunc(v.bi.Backups, func(l repo.BackupLine) bool { return l.DBID == db.ID && l.ArchiveStart == b.Start }) {
+		if a.ArchiveID != id || b.ArchiveID != id || a.Stop[:8] != b.Start[:8] || newest == "" {
 			continue
 		}
-		if a.ArchiveID == id && b.ArchiveID == id && a.Stop[:8] == b.Start[:8] && newest != "" && a.Stop >= newest {
+		if a.Stop >= newest || full != "" && a.Stop >= full && !(stops[a.Stop] && starts[b.Start]) {
 			v.find("", repo.SegmentDir(v.s.o.Stanza, id, b.Start)+"/"+b.Start, "gap: the segments between %s and %s are missing; no recovery can pass it: make a new backup", a.Stop, b.Start)
 		}
 	}
