@@ -144,7 +144,8 @@ func (a *App) backupAll(ctx context.Context) (*catalog.Set, error) {
 	if err := durable.MkdirAllOwned(a.o.DumpDir, 0o750, a.o.Owner); err != nil {
 		return nil, fmt.Errorf("dump directory: %w", err)
 	}
-	if err := a.settleUnfinished(ctx); err != nil {
+	settled, err := a.settleUnfinished(ctx)
+	if err != nil {
 		return nil, err
 	}
 	if err := a.clearStaging(); err != nil {
@@ -174,7 +175,10 @@ func (a *App) backupAll(ctx context.Context) (*catalog.Set, error) {
 		}
 		return r.set, errors.Join(err, a.o.Catalog.Put(context.WithoutCancel(ctx), r.set))
 	}
-	return r.set, a.o.Catalog.Put(ctx, r.set)
+	if err := a.o.Catalog.Put(ctx, r.set); err != nil {
+		return r.set, err
+	}
+	return r.set, a.afterwards(ctx, r.set, settled)
 }
 
 // everything is the run, step by step; see the package comment.
@@ -554,11 +558,11 @@ func (r *run) trimStaging(ctx context.Context) error {
 }
 
 // settleUnfinished looks at sets that a dead run left: "publishing" ones get their final names, "running" ones are failed.
-// Hidden tarballs that belong to no publishing set are removed.
-func (a *App) settleUnfinished(ctx context.Context) error {
+// Hidden tarballs that belong to no publishing set are removed. It returns the sets that it completed.
+func (a *App) settleUnfinished(ctx context.Context) (completed []*catalog.Set, err error) {
 	sets, damaged, err := a.o.Catalog.List(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, d := range damaged {
 		a.warn("%v", d)
@@ -569,16 +573,19 @@ func (a *App) settleUnfinished(ctx context.Context) error {
 			s.State, s.Error, s.Ended = catalog.Failed, "the run was interrupted", a.o.Now().UTC()
 		case catalog.Publishing:
 			if err := a.finishPublishing(s); err != nil {
-				return err
+				return nil, err
+			}
+			if s.State == catalog.Complete {
+				completed = append(completed, s)
 			}
 		default:
 			continue
 		}
 		if err := a.o.Catalog.Put(ctx, s); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return a.removeHidden()
+	return completed, a.removeHidden()
 }
 
 func (a *App) finishPublishing(s *catalog.Set) error {

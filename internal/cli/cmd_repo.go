@@ -15,7 +15,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"holdfast/internal/backrest"
 	"holdfast/internal/durable"
 	"holdfast/internal/engine"
 	"holdfast/internal/repo"
@@ -69,17 +68,12 @@ func (p *place) settings(env *Env, stanza string) (*backrestRun, error) {
 		}
 		option("path", dir)
 	}
-	c, err := backrest.Parse(append(words, "--stanza="+stanza, fmt.Sprintf("--repo=%d", key), "info"), env.Environ(), os.DirFS("/"))
-	if err == nil {
-		if err = refuse(c); err == nil {
-			err = c.Complete()
-		}
-	}
+	run, err := settings(env, append(words, "--stanza="+stanza, fmt.Sprintf("--repo=%d", key), "info"), env.Environ())
 	if err != nil {
 		return nil, &usageError{fmt.Sprintf("--%s=%s: %v", p.side, p.where, err)}
 	}
 	p.key = key
-	return &backrestRun{env: env, c: c}, nil
+	return run, nil
 }
 
 // pass is the passphrase of the place: from its file, else from the environment or the configuration.

@@ -364,6 +364,7 @@ func (c *backupCopy) copyObjects(ctx context.Context) error {
 	if err := c.save(ctx); err != nil {
 		return err
 	}
+	c.p.from.step("copy", "objects", fmt.Sprintf("%d of backup %s", len(c.units), c.m.Label))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(c.p.o.ProcessMax)
 	for i := range c.units {
@@ -381,11 +382,11 @@ func (c *backupCopy) save(ctx context.Context) error {
 
 // copyUnit copies one object and notes it.
 func (c *backupCopy) copyUnit(ctx context.Context, u *copyUnit) error {
-	c.p.from.step("copy", "object", c.object(u))
 	entries, err := c.transfer(ctx, u)
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.name(c.p.Stanza, u), err)
 	}
+	c.p.from.o.Events(FileDone{"copy", c.object(u), u.size, u.size, ""})
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for n, i := range u.files {

@@ -261,6 +261,9 @@ func (r *copyRun) sendWAL(ctx context.Context, w *CopyWAL, choose func(*walObjec
 			list = append(list, *o)
 		}
 	}
+	if len(list) > 0 {
+		r.from.step("copy", "wal", fmt.Sprintf("%d objects of %s", len(list), w.To))
+	}
 	return r.sender.run(ctx, list, func(o *walObject) {
 		r.sent[o.from] = true
 		r.res.Objects++

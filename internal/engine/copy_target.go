@@ -97,7 +97,7 @@ func isCluster(a, b repo.DB) bool { return a.SystemID == b.SystemID && a.Version
 // findCluster is the history id of a cluster: the same id as in the source if it is the same cluster's, else the newest.
 func findCluster(history []repo.DB, db repo.DB) (found repo.DB) {
 	for _, h := range history {
-		if isCluster(h, db) && found.ID != db.ID {
+		if isCluster(h, db) && (found.ID == 0 || found.ID != db.ID) {
 			found = h
 		}
 	}
