@@ -305,3 +305,46 @@ func TestPostScript(t *testing.T) {
 		}
 	}
 }
+
+// TestRedundancyHere: on the same instance, its repository lost, a set comes back from the external storage as it was at a moment
+// after it; and the external storage keeps what the retention and the catalogue want, and no more.
+func TestRedundancyHere(t *testing.T) {
+	w := newWorld(t, true, append([]string{"alation.backup_v2.retention.sets", "-s", "1"}, storeConf...)...)
+	first, second := backup(t, w), backup(t, w)
+	labels := func() (out []string) {
+		dirs, err := filepath.Glob(filepath.Join(far(w), "holdfast/pgbackrest/backup", world.Stanza, "*F"))
+		must(t, err)
+		return dirs
+	}
+	stored := func() []string {
+		dirs, err := filepath.Glob(filepath.Join(far(w), "holdfast/sets/*"))
+		must(t, err)
+		return dirs
+	}
+	if len(labels()) != 2 || len(stored()) != 2 {
+		t.Errorf("there are %v and %v", labels(), stored())
+	}
+	ok(t, w, "holdfast", "sets", "delete", first.ID, "--yes")
+	must(t, w.Exec(t.Context(), "insert into ledger values (77)"))
+	time.Sleep(20 * time.Millisecond)
+	at := time.Now().UTC().Format("2006-01-02 15:04:05.999999+00")
+	time.Sleep(20 * time.Millisecond)
+	must(t, w.Exec(t.Context(), "insert into ledger values (78)", "select pg_switch_wal()"))
+	archived(t, w)
+	ok(t, w, "holdfast", "sets", "copy")
+	if len(labels()) != 1 || len(stored()) != 1 || !strings.Contains(stored()[0], second.ID) {
+		t.Errorf("after the deletion of %s there are %v and %v", first.ID, labels(), stored())
+	}
+	must(t, os.RemoveAll(w.Repo))
+	out, err := w.As(t.Context(), "holdfast", "", "restore", "--set", second.ID, "--until", at, "--yes")
+	if err == nil || !strings.Contains(out.Stdout+out.Stderr, "alation_conf pgsql.pgbackrest.restore.source -s s3") {
+		t.Errorf("without the repository: code %d\n%s%s", out.Code, out.Stdout, out.Stderr)
+	}
+	ok(t, w, "holdfast", "restore", "--set", second.ID, "--until", at, "--yes", "--source=s3")
+	rows, err := w.Text(t.Context(), "select string_agg(n::text, ',') from ledger")
+	if err != nil || rows != "77" {
+		t.Errorf("the ledger has %q, %v", rows, err)
+	}
+	archived(t, w)
+	tally.Count(t, "restores from external storage alone", 1)
+}
