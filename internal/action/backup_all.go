@@ -35,6 +35,7 @@ type BackupPlan struct {
 	EventBus    bool                 `json:"eventbus"`
 	DumpDir     string               `json:"dump_dir"`
 	Repository  string               `json:"repository"`
+	Store       string               `json:"store,omitempty"`      // external storage that gets a copy afterwards
 	FreeBytes   uint64               `json:"free_bytes"`           // on the dump directory's file system
 	Unfinished  []string             `json:"unfinished,omitempty"` // what the run settles first
 	WhatIsWrong []string             `json:"wrong,omitempty"`      // every reason why a run would fail, at once
@@ -43,6 +44,9 @@ type BackupPlan struct {
 // PlanBackupAll looks at every component without changing anything and lists all that is wrong at once.
 func (a *App) PlanBackupAll(ctx context.Context) (*BackupPlan, error) {
 	p := &BackupPlan{Mode: a.o.Mode, Trees: a.o.Files.Trees, EventBus: a.o.Bus != nil, DumpDir: a.o.DumpDir, Repository: a.o.RepoDir}
+	if s := a.o.Store; s != nil && (s.Postgres || s.Tarballs) {
+		p.Store = s.Name
+	}
 	wrong := func(err error) {
 		if err != nil {
 			p.WhatIsWrong = append(p.WhatIsWrong, err.Error())

@@ -213,6 +213,7 @@ func (r *root) statusCommand() *cobra.Command {
 		} else {
 			s := sets[len(sets)-1]
 			p.f("newest set %s: %s\n", s.ID, s.State)
+			p.copyOf(s)
 		}
 		return p.to(r.env.Stdout)
 	}}

@@ -39,6 +39,9 @@ func (e *Env) printBackupPlan(b *action.BackupPlan) error {
 	if b.EventBus {
 		p.f("  eventbus  every selected topic\n")
 	}
+	if b.Store != "" {
+		p.f("  copy      to %s\n", b.Store)
+	}
 	for _, u := range b.Unfinished {
 		p.f("first: %s\n", u)
 	}

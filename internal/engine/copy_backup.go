@@ -365,6 +365,7 @@ func (c *backupCopy) copyObjects(ctx context.Context) error {
 		return err
 	}
 	c.p.from.step("copy", "objects", fmt.Sprintf("%d of backup %s", len(c.units), c.m.Label))
+	c.p.from.o.Events(Amount{"copy", len(c.units), total})
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(c.p.o.ProcessMax)
 	for i := range c.units {
