@@ -50,6 +50,7 @@ type CopyOptions struct {
 
 	Keep *ExpireOptions // retention of the target: what it would let go is not copied; nil: everything stays
 
+	Recheck       bool  // look whether the objects of backups that the target has are there, and copy those that are not
 	Reencrypt     bool  // files get new passphrases although they are encrypted already
 	Decrypt       bool  // permits copying an encrypted repository to one that is not
 	ProcessMax    int   // objects copied at once
@@ -173,6 +174,9 @@ func (p *CopyPlan) plan(ctx context.Context) error {
 		return fmt.Errorf("target: %w", err)
 	}
 	if err := p.there(ctx); err != nil {
+		return fmt.Errorf("target: %w", err)
+	}
+	if err := p.recheck(ctx); err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
 	if err := p.files(ctx); err != nil {

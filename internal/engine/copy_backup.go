@@ -403,6 +403,9 @@ func (c *backupCopy) copyUnit(ctx context.Context, u *copyUnit) error {
 	return c.save(ctx)
 }
 
+// errIncomplete says that an object of a backup is not in the target as it was written.
+var errIncomplete = errors.New("an object is not in the target as it was written")
+
 // complete makes sure that every object of the backup is in the target with the size that the manifest says.
 func (c *backupCopy) complete(ctx context.Context) error {
 	there, err := sizesBelow(ctx, c.p.to.o.Storage, repo.BackupDir(c.p.ToStanza)+"/"+string(c.m.Label))
@@ -417,7 +420,7 @@ func (c *backupCopy) complete(ctx context.Context) error {
 		name, offset, length, _ := c.t.Object(c.p.ToStanza, f)
 		size, ok := there[name]
 		if !ok || size < offset+length || f.BundleID == 0 && f.Size > 0 && size != length {
-			return fmt.Errorf("%s is not in the target as it was written (%d bytes): see whether something else works on this stanza there, and run the copy again", name, size)
+			return fmt.Errorf("%w: %s has %d bytes; see whether something else works on this stanza there, and copy again", errIncomplete, name, size)
 		}
 	}
 	return nil

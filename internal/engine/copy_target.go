@@ -227,6 +227,41 @@ func (p *CopyPlan) there(ctx context.Context) error {
 	return nil
 }
 
+// recheck compares the objects of the backups that the target has with its manifests. What is missing or has another size is copied
+// again where files pass as they are; where they are encrypted anew, later backups know the sums of what was there.
+func (p *CopyPlan) recheck(ctx context.Context) error {
+	for i := range p.Backups {
+		b := &p.Backups[i]
+		if !p.o.Recheck || b.State != CopyThere {
+			continue
+		}
+		have, err := repo.LoadManifest(ctx, p.to.o.Storage, p.ToStanza, b.Label, p.dst.bi.CipherPass)
+		if err != nil {
+			return err
+		}
+		c := &backupCopy{p: p, m: have, t: have}
+		lacks := c.complete(ctx)
+		if lacks == nil {
+			continue
+		}
+		if ctx.Err() != nil || !errors.Is(lacks, errIncomplete) {
+			return lacks
+		}
+		was, err := repo.LoadManifest(ctx, p.from.o.Storage, p.Stanza, b.Label, p.src.bi.CipherPass)
+		switch {
+		case err != nil:
+			if err = p.refused(ctx, b, sourceErr(err)); err != nil {
+				return err
+			}
+		case was.CipherPass != have.CipherPass:
+			b.refuse("%v; its files were encrypted anew for the target, so that single ones can't be copied again: remove it there with all that is built on it (holdfast pg expire --set) and copy it again", lacks)
+		default:
+			b.State = CopyNew
+		}
+	}
+	return nil
+}
+
 // retain drops from the plan what the target's retention would let go at once.
 func (p *CopyPlan) retain() error {
 	if p.o.Keep == nil {
