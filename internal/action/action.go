@@ -47,6 +47,9 @@ type Options struct {
 	ProcessMax     int
 	ArchiveTimeout time.Duration
 
+	Store      *StoreOptions      // external storage; nil: none is described
+	PostScript *PostScriptOptions // nil: none
+
 	Clusters []Cluster
 	Files    FilesOptions
 	Bus      *eventbus.Options // nil: the application has no event bus

@@ -35,6 +35,7 @@ type BackupPlan struct {
 	EventBus    bool                 `json:"eventbus"`
 	DumpDir     string               `json:"dump_dir"`
 	Repository  string               `json:"repository"`
+	Store       string               `json:"store,omitempty"`      // external storage that gets a copy afterwards
 	FreeBytes   uint64               `json:"free_bytes"`           // on the dump directory's file system
 	Unfinished  []string             `json:"unfinished,omitempty"` // what the run settles first
 	WhatIsWrong []string             `json:"wrong,omitempty"`      // every reason why a run would fail, at once
@@ -43,6 +44,9 @@ type BackupPlan struct {
 // PlanBackupAll looks at every component without changing anything and lists all that is wrong at once.
 func (a *App) PlanBackupAll(ctx context.Context) (*BackupPlan, error) {
 	p := &BackupPlan{Mode: a.o.Mode, Trees: a.o.Files.Trees, EventBus: a.o.Bus != nil, DumpDir: a.o.DumpDir, Repository: a.o.RepoDir}
+	if s := a.o.Store; s != nil && (s.Postgres || s.Tarballs) {
+		p.Store = s.Name
+	}
 	wrong := func(err error) {
 		if err != nil {
 			p.WhatIsWrong = append(p.WhatIsWrong, err.Error())
@@ -144,7 +148,8 @@ func (a *App) backupAll(ctx context.Context) (*catalog.Set, error) {
 	if err := durable.MkdirAllOwned(a.o.DumpDir, 0o750, a.o.Owner); err != nil {
 		return nil, fmt.Errorf("dump directory: %w", err)
 	}
-	if err := a.settleUnfinished(ctx); err != nil {
+	settled, err := a.settleUnfinished(ctx)
+	if err != nil {
 		return nil, err
 	}
 	if err := a.clearStaging(); err != nil {
@@ -174,7 +179,10 @@ func (a *App) backupAll(ctx context.Context) (*catalog.Set, error) {
 		}
 		return r.set, errors.Join(err, a.o.Catalog.Put(context.WithoutCancel(ctx), r.set))
 	}
-	return r.set, a.o.Catalog.Put(ctx, r.set)
+	if err := a.o.Catalog.Put(ctx, r.set); err != nil {
+		return r.set, err
+	}
+	return r.set, a.afterwards(ctx, r.set, settled)
 }
 
 // everything is the run, step by step; see the package comment.
@@ -554,11 +562,11 @@ func (r *run) trimStaging(ctx context.Context) error {
 }
 
 // settleUnfinished looks at sets that a dead run left: "publishing" ones get their final names, "running" ones are failed.
-// Hidden tarballs that belong to no publishing set are removed.
-func (a *App) settleUnfinished(ctx context.Context) error {
+// Hidden tarballs that belong to no publishing set are removed. It returns the sets that it completed.
+func (a *App) settleUnfinished(ctx context.Context) (completed []*catalog.Set, err error) {
 	sets, damaged, err := a.o.Catalog.List(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, d := range damaged {
 		a.warn("%v", d)
@@ -569,16 +577,19 @@ func (a *App) settleUnfinished(ctx context.Context) error {
 			s.State, s.Error, s.Ended = catalog.Failed, "the run was interrupted", a.o.Now().UTC()
 		case catalog.Publishing:
 			if err := a.finishPublishing(s); err != nil {
-				return err
+				return nil, err
+			}
+			if s.State == catalog.Complete {
+				completed = append(completed, s)
 			}
 		default:
 			continue
 		}
 		if err := a.o.Catalog.Put(ctx, s); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return a.removeHidden()
+	return completed, a.removeHidden()
 }
 
 func (a *App) finishPublishing(s *catalog.Set) error {

@@ -25,8 +25,15 @@
 // says "publishing", both are renamed, and the catalogue says "complete". A run that dies before "publishing" leaves a
 // failed set and nothing under a final name; one that dies after it is completed by the next run.
 //
+// # Copies elsewhere
+//
+// When the set is complete, and not before, what is to be copied to external storage is: tarballs, then (after the program of
+// post_script.path, which may take them away) the separate PostgreSQL backup with its WAL, as engine copies it. Archiving knows
+// nothing of this. Whatever goes wrong is a warning and noted in the catalogue; the next run copies what is missing, oldest first.
+//
 // # Restore
 //
 // Everything is unpacked and verified beside its destination before anything that exists is touched. What is replaced is
 // renamed aside, and every rename is in a journal before it happens, so that a restore that fails or dies is given back.
+// PostgreSQL's files may come straight from external storage; the WAL is brought into staging first.
 package action

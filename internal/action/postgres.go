@@ -53,6 +53,15 @@ func (a *App) worker(c Cluster, dir string, st storage.Storage) (worker, error) 
 	return &tool{a: a, c: c, dir: dir, st: st, look: s}, nil
 }
 
+// workerAt is worker for a repository that may be on external storage: an external program is not given the keys to it.
+func (a *App) workerAt(c Cluster, dir string, st storage.Storage) (worker, error) {
+	if !a.inStore(dir) {
+		return a.worker(c, dir, st)
+	}
+	s, err := a.storeStanza(c.Stanza, st)
+	return builtin{s}, err
+}
+
 // clusterOrName is the configured cluster of a stanza, or one that has its name only: its backups outlive the configuration.
 func (a *App) clusterOrName(stanza string) Cluster {
 	if c := a.cluster(stanza); c != nil {

@@ -111,6 +111,9 @@ func (r *restoreRun) run(ctx context.Context) error {
 	if err := r.unpack(ctx); err != nil {
 		return err
 	}
+	if err := r.stageWAL(ctx); err != nil {
+		return err
+	}
 	if err := r.restorePostgres(ctx); err != nil {
 		return err
 	}

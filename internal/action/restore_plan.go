@@ -18,7 +18,6 @@ import (
 	"holdfast/internal/engine"
 	"holdfast/internal/eventbus"
 	"holdfast/internal/pg"
-	"holdfast/internal/repo"
 	"holdfast/internal/storage"
 	"holdfast/internal/tarball"
 )
@@ -28,6 +27,7 @@ type RestoreOptions struct {
 	RestoreFile   string    // the application tarball
 	EBRestoreFile string    // the Event Bus tarball; empty where the set has none
 	Until         time.Time // recover to this time instead of the set's recovery point; zero: the recovery point
+	FromStore     bool      // take the separate PostgreSQL backup from external storage
 	KeepReplaced  bool      // leave what was replaced beside it, under its .holdfast-replaced name
 }
 
@@ -54,6 +54,7 @@ type RestorePlan struct {
 	appSums inspected
 	busSums inspected
 	outline *storage.Mem // of the repository inside the tarball
+	fetched bool         // the set's PostgreSQL backup is known to be on external storage
 }
 
 // inspected is what one reading of a whole tarball tells.
@@ -333,11 +334,13 @@ func (p *RestorePlan) postgres(ctx context.Context) {
 	var st storage.Storage = p.outline
 	if p.Set.Mode == catalog.Apart {
 		var err error
-		if st, err = p.a.repository(); err != nil {
+		var name string
+		p.findSource(ctx)
+		if st, name, err = p.source(); err != nil {
 			p.missing("PostgreSQL backup: %v", err)
 			return
 		}
-		p.From = append(p.From, catalog.Piece{Kind: catalog.Postgres, Path: p.a.o.RepoDir})
+		p.From = append(p.From, catalog.Piece{Kind: catalog.Postgres, Path: name})
 	}
 	for _, point := range p.Set.Recovery.Postgres {
 		c := p.a.cluster(point.Stanza)
@@ -360,7 +363,7 @@ func (p *RestorePlan) postgres(ctx context.Context) {
 			err = fmt.Errorf("%w; set pgsql.pgbackrest.cipher_pass to the passphrase that the set was made with (unset it for a set without)", err)
 		}
 		if err != nil {
-			p.missing("PostgreSQL backup: %v", err)
+			p.missing("PostgreSQL backup: %v", p.elsewhere(err))
 		}
 		if err := p.checkArchive(ctx, *c); err != nil {
 			p.missing("cluster %s: %v", point.Stanza, err)
@@ -391,7 +394,7 @@ func (p *RestorePlan) checkServer(c *Cluster, point catalog.PostgresPoint) error
 // checkRepository asks the repository (the separate one, or the outline of the one in the tarball) for the backup, where its
 // tablespaces go, and every WAL segment up to the recovery point.
 func (p *RestorePlan) checkRepository(ctx context.Context, st storage.Storage, c Cluster, point catalog.PostgresPoint) error {
-	s, err := p.a.stanza(point.Stanza, st)
+	s, err := p.stanza(point.Stanza, st)
 	if err != nil {
 		return err
 	}
@@ -418,7 +421,14 @@ func (p *RestorePlan) checkRepository(ctx context.Context, st storage.Storage, c
 	if err != nil {
 		return err
 	}
-	_, err = s.WALObjects(ctx, repo.DB{ID: point.HistoryID, Version: point.Version}, segments)
+	db, err := p.cluster(ctx, s, point)
+	if err != nil {
+		return err
+	}
+	if p.fromStore() {
+		p.NeedBytes += int64(len(segments)) << 24 // staged; as stored it is less
+	}
+	_, err = s.WALObjects(ctx, db, segments)
 	return err
 }
 
@@ -428,7 +438,7 @@ func (p *RestorePlan) checkArchive(ctx context.Context, c Cluster) error {
 	if err := p.a.checkTool(c); err != nil {
 		return err
 	}
-	if p.Set.Mode == catalog.Apart { // it is the one that the backup is in
+	if p.Set.Mode == catalog.Apart && !p.fromStore() { // it is the one that the backup is in
 		return nil
 	}
 	st, err := p.a.repository()

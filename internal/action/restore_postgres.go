@@ -95,6 +95,9 @@ func (a *App) engineRestore(c Cluster, point catalog.PostgresPoint, set *catalog
 // restorePostgres stops, moves aside, restores, starts, recovers and checks every cluster of the set.
 func (r *restoreRun) restorePostgres(ctx context.Context) error {
 	st, err := r.a.o.OpenRepo(r.repoDir)
+	if r.fromStore() {
+		st, _, err = r.source()
+	}
 	if err != nil {
 		return err
 	}
@@ -111,7 +114,7 @@ func (r *restoreRun) restorePostgres(ctx context.Context) error {
 }
 
 func (r *restoreRun) restoreCluster(ctx context.Context, c Cluster, point catalog.PostgresPoint, st storage.Storage) error {
-	s, err := r.a.stanza(point.Stanza, st)
+	s, err := r.stanza(point.Stanza, st)
 	if err != nil {
 		return err
 	}
@@ -146,9 +149,11 @@ func (r *restoreRun) restoreCluster(ctx context.Context, c Cluster, point catalo
 	if plan, err = s.PlanRestore(ctx, opts); err != nil {
 		return err
 	}
-	w, err := r.a.worker(c, r.repoDir, st)
-	if err != nil {
-		return err
+	var w worker = builtin{s} // an external program is not given the keys to external storage
+	if !r.fromStore() {
+		if w, err = r.a.worker(c, r.repoDir, st); err != nil {
+			return err
+		}
 	}
 	if err := w.Restore(ctx, plan, opts); err != nil {
 		return err

@@ -118,16 +118,16 @@ func (a *App) verifySet(ctx context.Context, id string) (*catalog.Verdict, error
 	return v, a.o.Catalog.Put(ctx, set)
 }
 
-// verifyBackup checks one backup in a repository directory, with the WAL up to its stop.
+// verifyBackup checks one backup in a repository, a directory here or the one on external storage, with the WAL up to its stop.
 func (a *App) verifyBackup(ctx context.Context, dir, stanza, label string) ([]string, error) {
-	if _, err := os.Stat(dir); err != nil {
+	if _, err := os.Stat(dir); err != nil && !a.inStore(dir) {
 		return []string{fmt.Sprintf("repository: %v", err)}, nil
 	}
-	st, err := a.o.OpenRepo(dir)
+	st, err := a.openPiece(dir)
 	if err != nil {
 		return nil, err
 	}
-	w, err := a.worker(a.clusterOrName(stanza), dir, st)
+	w, err := a.workerAt(a.clusterOrName(stanza), dir, st)
 	if err != nil {
 		return nil, err
 	}
@@ -183,6 +183,10 @@ func (a *App) PlanDeleteSet(ctx context.Context, id string, allowLast bool) (*De
 					p.Files = append(p.Files, f)
 				}
 			}
+			continue
+		}
+		if a.inStore(piece.Path) {
+			p.Warnings = append(p.Warnings, fmt.Sprintf("PostgreSQL's backup %s stays on %s, where the retention decides", piece.Label, piece.Path))
 			continue
 		}
 		st, err := a.o.OpenRepo(piece.Path)

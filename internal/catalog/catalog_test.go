@@ -35,7 +35,10 @@ func full(id string) *Set {
 			Files:    &FilesPoint{Taken: interval, Files: 3, Bytes: 4, IndexSHA256: "ef", Trees: []Tree{{"site", "opt/site"}}, Inconsistent: []string{"site/log"}},
 			EventBus: &BusPoint{Taken: interval, Topics: 1, Partitions: 3, Records: 99, Lost: []string{"t/0 0-5"}},
 			Skew:     Skew{interval, 1000}},
-		Warnings: []string{"w"}, Verdicts: []Verdict{{At: noon, Check: "verify", OK: true, Findings: []string{"f"}}},
+		Copy: &Copy{Store: "s3://bucket/path", At: noon, Postgres: true, Tarballs: true, WAL: []CopiedWAL{{"main", "000000020000000000000009"}},
+			LastSet: "202611231200_10-0-0-1", Error: "e"},
+		PostScript: &PostScript{Program: "/p", Ran: interval, Code: 1, Error: "e"},
+		Warnings:   []string{"w"}, Verdicts: []Verdict{{At: noon, Check: "verify", OK: true, Findings: []string{"f"}}},
 	}
 }
 

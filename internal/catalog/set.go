@@ -124,6 +124,31 @@ type Verdict struct {
 	Findings []string  `json:"findings,omitempty"`
 }
 
+// Copy is what is known of a set's copy on external storage.
+type Copy struct {
+	Store    string      `json:"store"`              // where
+	At       time.Time   `json:"at"`                 // when this was written
+	Postgres bool        `json:"postgres"`           // the PostgreSQL backup is there, with the WAL up to the recovery point
+	Tarballs bool        `json:"tarballs,omitempty"` // both are there
+	WAL      []CopiedWAL `json:"wal,omitempty"`      // how far beyond
+	LastSet  string      `json:"last_set,omitempty"` // the newest set whose PostgreSQL backup is there
+	Error    string      `json:"error,omitempty"`    // why something is not there
+}
+
+// CopiedWAL is how far the WAL of one cluster reaches on external storage.
+type CopiedWAL struct {
+	Stanza string `json:"stanza"`
+	Last   string `json:"last"` // segment
+}
+
+// PostScript is how the program that relocates the tarballs ended.
+type PostScript struct {
+	Program string   `json:"program"`
+	Ran     Interval `json:"ran"`
+	Code    int      `json:"code"`            // exit code; -1: it was ended, or did not start
+	Error   string   `json:"error,omitempty"` // empty: it ended well
+}
+
 // Set is one run's backup.
 type Set struct {
 	Format     int       `json:"format"`
@@ -142,6 +167,9 @@ type Set struct {
 	Recovery   *Recovery `json:"recovery,omitempty"`
 	Warnings   []string  `json:"warnings,omitempty"`
 	Verdicts   []Verdict `json:"verdicts,omitempty"`
+
+	Copy       *Copy       `json:"copy,omitempty"` // nil: nothing was to be copied
+	PostScript *PostScript `json:"post_script,omitempty"`
 
 	// extra are members of the document that this version does not know, by their names. Encode writes them back, so that
 	// a verdict added by an older program does not take away what a newer one noted.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -111,7 +112,11 @@ func backupAll(ctx context.Context, env *Env, f actionFlags) error {
 	} else {
 		err = env.printSet(set)
 	}
-	if err == nil && len(warnings) > 0 {
+	switch {
+	case err != nil:
+	case set.PostScript != nil && set.PostScript.Error != "":
+		err = &scriptError{set.PostScript.Error}
+	case len(warnings) > 0:
 		err = &warningsError{len(warnings)}
 	}
 	return err
@@ -148,6 +153,7 @@ func enableArchiving(ctx context.Context, env *Env, f actionFlags) error {
 // restoreFlags are what holdfast restore adds to destructive_restore_all.
 type restoreFlags struct {
 	file, busFile, set, until string
+	source                    string
 	keep, giveBack            bool
 }
 
@@ -223,7 +229,8 @@ func restoreInputs(ctx context.Context, w *wired, rf restoreFlags) (action.Resto
 		}
 		return w.in.Resolve(p)
 	}
-	o := action.RestoreOptions{RestoreFile: resolve(w.values.Path(conf.KeyRestoreFile)), EBRestoreFile: resolve(w.values.Path(conf.KeyEBRestoreFile)), KeepReplaced: rf.keep}
+	o := action.RestoreOptions{RestoreFile: resolve(w.values.Path(conf.KeyRestoreFile)), EBRestoreFile: resolve(w.values.Path(conf.KeyEBRestoreFile)), KeepReplaced: rf.keep,
+		FromStore: cmp.Or(rf.source, w.values.String(conf.KeyRestoreSource)) == "s3"}
 	if rf.set != "" {
 		set, err := w.app.Set(ctx, rf.set)
 		if err != nil {

@@ -28,7 +28,18 @@ func confMain(ctx context.Context, env *Env, args []string) (asJSON bool, err er
 	if err != nil {
 		return call.JSON, err
 	}
-	return call.JSON, printEntries(env, call, entries)
+	if err := printEntries(env, call, entries); err != nil || call.Op != conf.OpSet {
+		return call.JSON, err
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name)
+	}
+	if err := checkSet(ctx, env, call.Root, names); err != nil {
+		fmt.Fprintf(env.Stderr, "warning: it is set, but can't be used: %v\n", err)
+		return call.JSON, &warningsError{1}
+	}
+	return call.JSON, nil
 }
 
 // runCall does what the call asks of the store and returns what is to be printed.
@@ -99,7 +110,8 @@ func (e *Env) printJSON(v any) error {
 func ofThisHost(name string) bool {
 	switch name {
 	case string(conf.KeyRestoreFile), string(conf.KeyEBRestoreFile), string(conf.KeyDataDumpDir), string(conf.KeyDataTempDir), string(conf.KeyClusters),
-		string(conf.KeyBusBrokers), string(conf.KeyRepoDir), string(conf.KeyPostScript), string(conf.KeyToolPath), string(conf.KeyCipherPass):
+		string(conf.KeyBusBrokers), string(conf.KeyRepoDir), string(conf.KeyPostScript), string(conf.KeyToolPath), string(conf.KeyCipherPass),
+		string(conf.KeyRestoreSource), string(conf.KeyRedundancyPath):
 		return true
 	}
 	return false

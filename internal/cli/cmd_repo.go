@@ -15,7 +15,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"holdfast/internal/backrest"
 	"holdfast/internal/durable"
 	"holdfast/internal/engine"
 	"holdfast/internal/repo"
@@ -69,17 +68,12 @@ func (p *place) settings(env *Env, stanza string) (*backrestRun, error) {
 		}
 		option("path", dir)
 	}
-	c, err := backrest.Parse(append(words, "--stanza="+stanza, fmt.Sprintf("--repo=%d", key), "info"), env.Environ(), os.DirFS("/"))
-	if err == nil {
-		if err = refuse(c); err == nil {
-			err = c.Complete()
-		}
-	}
+	run, err := settings(env, append(words, "--stanza="+stanza, fmt.Sprintf("--repo=%d", key), "info"), env.Environ())
 	if err != nil {
 		return nil, &usageError{fmt.Sprintf("--%s=%s: %v", p.side, p.where, err)}
 	}
 	p.key = key
-	return &backrestRun{env: env, c: c}, nil
+	return run, nil
 }
 
 // pass is the passphrase of the place: from its file, else from the environment or the configuration.
@@ -103,6 +97,7 @@ type repoFlags struct {
 	fromTime, toTime          string
 	wal, walUntil             string
 	reencrypt, decrypt, prune bool
+	recheck                   bool
 	processMax                int
 	rate                      int64
 	keep                      engine.ExpireOptions
@@ -136,6 +131,7 @@ func (f *repoFlags) common(c *cobra.Command) {
 	fl.StringVar(&f.config, "config", "", "pgBackRest's configuration file, for repo1, repo2, … and the options of stores")
 	fl.StringVar(&f.from.passFile, "from-cipher-pass-file", "", "file with the passphrase of the source (else: the environment's PGBACKREST_REPO1_CIPHER_PASS)")
 	fl.StringVar(&f.to.passFile, "to-cipher-pass-file", "", "file with the passphrase of the target (else: the environment's PGBACKREST_REPO2_CIPHER_PASS)")
+	fl.BoolVar(&f.recheck, "recheck", false, "also look whether each object of the backups that the target has is there, with its size")
 	fl.IntVar(&f.processMax, "at-once", 0, "objects copied at the same time (default: twice the number of CPUs, at least 8: a store far away answers late)")
 }
 
@@ -241,7 +237,7 @@ something.
 
 // options are what the flags say of the copy.
 func (f *repoFlags) options() (engine.CopyOptions, error) {
-	o := engine.CopyOptions{Dependents: f.dependents, All: f.all, WAL: engine.WALChoice(f.wal), Reencrypt: f.reencrypt, Decrypt: f.decrypt, ProcessMax: f.processMax, Rate: f.rate << 20}
+	o := engine.CopyOptions{Dependents: f.dependents, All: f.all, WAL: engine.WALChoice(f.wal), Recheck: f.recheck, Reencrypt: f.reencrypt, Decrypt: f.decrypt, ProcessMax: f.processMax, Rate: f.rate << 20}
 	for _, s := range f.sets {
 		l, err := repo.ParseLabel(s)
 		if err != nil {
@@ -492,7 +488,7 @@ func (r *root) diffRepo(ctx context.Context, f *repoFlags, stanzas []string) err
 		if err != nil {
 			return err
 		}
-		plan, err := engine.PlanCopy(ctx, from, to, engine.CopyOptions{All: true, WAL: engine.WALAll, Decrypt: true, ProcessMax: f.processMax})
+		plan, err := engine.PlanCopy(ctx, from, to, engine.CopyOptions{All: true, WAL: engine.WALAll, Recheck: f.recheck, Decrypt: true, ProcessMax: f.processMax})
 		l.done()
 		if err != nil {
 			return err

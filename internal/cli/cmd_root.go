@@ -213,6 +213,7 @@ func (r *root) statusCommand() *cobra.Command {
 		} else {
 			s := sets[len(sets)-1]
 			p.f("newest set %s: %s\n", s.ID, s.State)
+			p.copyOf(s)
 		}
 		return p.to(r.env.Stdout)
 	}}
@@ -263,6 +264,7 @@ shown first. What exists is moved aside and given back if the restore fails.`,
 	f.StringVar(&rf.file, "file", "", "the application tarball")
 	f.StringVar(&rf.busFile, "eb-file", "", "the Event Bus tarball, with --file")
 	f.StringVar(&rf.until, "until", "", "recover PostgreSQL and the event bus to this time: YYYY-MM-DD HH:MM:SS[+zone]")
+	f.StringVar(&rf.source, "source", "", "where PostgreSQL's separate backup comes from: local or s3 (default: pgsql.pgbackrest.restore.source)")
 	f.BoolVar(&rf.keep, "keep-replaced", false, "leave what was replaced beside it")
 	f.BoolVar(&rf.giveBack, "give-back", false, "undo an interrupted restore and do nothing else")
 	return c
@@ -275,7 +277,9 @@ func (rf *restoreFlags) check(f actionFlags) error {
 		return &usageError{"--set and --file exclude each other: each names what is restored"}
 	case rf.busFile != "" && rf.file == "":
 		return &usageError{"--eb-file goes with --file: a set names its own Event Bus tarball"}
-	case rf.giveBack && (f.dryRun || rf.keep || rf.set != "" || rf.file != "" || rf.until != ""):
+	case rf.source != "" && rf.source != "local" && rf.source != "s3":
+		return &usageError{fmt.Sprintf("--source=%s: local or s3 (whatever type of external storage there is)", rf.source)}
+	case rf.giveBack && (f.dryRun || rf.source != "" || rf.keep || rf.set != "" || rf.file != "" || rf.until != ""):
 		return &usageError{"--give-back undoes an interrupted restore and takes no other option but --yes"}
 	}
 	return nil

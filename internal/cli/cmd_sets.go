@@ -11,8 +11,8 @@ import (
 )
 
 func (r *root) setsCommand() *cobra.Command {
-	c := &cobra.Command{Use: "sets", Short: "list, show, inspect, verify and delete backup sets"}
-	c.AddCommand(r.setsList(), r.setsShow(), r.setsInspect(), r.setsVerify(), r.setsDelete())
+	c := &cobra.Command{Use: "sets", Short: "list, show, inspect, verify, copy, fetch and delete backup sets"}
+	c.AddCommand(r.setsList(), r.setsShow(), r.setsInspect(), r.setsVerify(), r.setsCopy(), r.setsFetch(), r.setsDelete())
 	return group(c)
 }
 
@@ -24,12 +24,17 @@ func (r *root) app() (*wired, *listener, error) {
 }
 
 func (r *root) setsList() *cobra.Command {
-	return &cobra.Command{Use: "list", Short: "list backup sets, oldest first", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	var store bool
+	c := &cobra.Command{Use: "list", Short: "list backup sets, oldest first", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		w, _, err := r.app()
 		if err != nil {
 			return err
 		}
-		sets, damaged, err := w.app.Sets(cmd.Context())
+		list := w.app.Sets
+		if store {
+			list = w.app.StoreSets
+		}
+		sets, damaged, err := list(cmd.Context())
 		if err != nil {
 			return err
 		}
@@ -42,7 +47,7 @@ func (r *root) setsList() *cobra.Command {
 			}
 			err = r.env.printJSON(sets)
 		} else {
-			rows := [][]string{{"SET", "STATE", "POSTGRESQL", "SIZE", "TOOK", "SKEW", "LAST CHECK"}}
+			rows := [][]string{{"SET", "STATE", "POSTGRESQL", "SIZE", "TOOK", "SKEW", "COPY", "LAST CHECK"}}
 			for _, s := range sets {
 				rows = append(rows, setRow(s))
 			}
@@ -53,6 +58,25 @@ func (r *root) setsList() *cobra.Command {
 		}
 		return err
 	}}
+	c.Flags().BoolVar(&store, "store", false, "those whose tarballs are on the external storage, instead of this instance's")
+	return c
+}
+
+// copyWord says in a word or two what is known of a set's copy.
+func copyWord(s *catalog.Set) string {
+	switch c := s.Copy; {
+	case c == nil:
+		return "-"
+	case c.Error != "":
+		return "behind"
+	case c.Postgres && c.Tarballs:
+		return "whole"
+	case c.Postgres:
+		return "PostgreSQL"
+	case c.Tarballs:
+		return "tarballs"
+	}
+	return "behind"
 }
 
 func setRow(s *catalog.Set) []string {
@@ -67,7 +91,7 @@ func setRow(s *catalog.Set) []string {
 		v := s.Verdicts[n-1]
 		check = v.Check + " " + verdict(v) + ", " + v.At.Format("2006-01-02 15:04")
 	}
-	return []string{s.ID, string(s.State), string(s.Mode), engine.Size(s.Size()), took, skew, check}
+	return []string{s.ID, string(s.State), string(s.Mode), engine.Size(s.Size()), took, skew, copyWord(s), check}
 }
 
 func (r *root) setsShow() *cobra.Command {
@@ -138,6 +162,56 @@ func (r *root) setsVerify() *cobra.Command {
 				err = &findingsError{len(v.Findings)}
 			}
 			return err
+		}}
+}
+
+func (r *root) setsCopy() *cobra.Command {
+	return &cobra.Command{Use: "copy", Short: "bring the copies on external storage up to date: sets that are not there, and all WAL", Args: noArgs,
+		Long: `Copies to the external storage what it does not have of the complete sets, oldest first, and all WAL, as backup_all does at its
+end. Run between backups, from cron for instance, it keeps the time to which the copy can be restored close to now.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			w, l, err := r.app()
+			if err != nil {
+				return err
+			}
+			res, err := w.app.CopySets(cmd.Context())
+			l.done()
+			w.log.line(fmt.Sprintf("sets copy: ended: %v", err))
+			if err != nil {
+				return err
+			}
+			if r.f.json {
+				err = r.env.printJSON(res)
+			} else {
+				err = r.env.printCopyReport(res)
+			}
+			if err == nil && len(res.Warnings) > 0 {
+				err = &warningsError{len(res.Warnings)}
+			}
+			return err
+		}}
+}
+
+func (r *root) setsFetch() *cobra.Command {
+	return &cobra.Command{Use: "fetch ID", Short: "bring a set's tarballs back from external storage", Args: exactArgs(1, "a set's ID"),
+		Long: `Brings the tarballs of a set from the external storage into alation.backup.data_dump_dir, every byte compared with what the
+run wrote, and enters the set into the catalogue: holdfast restore --set ID then restores it, PostgreSQL from the external
+storage. holdfast sets list --store lists what is there.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			w, l, err := r.app()
+			if err != nil {
+				return err
+			}
+			set, err := w.app.FetchSet(cmd.Context(), args[0])
+			l.done()
+			w.log.line(fmt.Sprintf("sets fetch: ended: %v", err))
+			if err != nil {
+				return err
+			}
+			if r.f.json {
+				return r.env.printJSON(set)
+			}
+			return r.env.printSet(set)
 		}}
 }
 

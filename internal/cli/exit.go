@@ -26,6 +26,7 @@ const (
 	exitBusy     = 4
 	exitRefused  = 5
 	exitFindings = 6
+	exitScript   = 7
 	exitArchive  = 126 // above 125, where PostgreSQL gives recovery up instead of taking it for ended
 	exitSignal   = 130
 )
@@ -42,6 +43,7 @@ var exitCodes = []struct {
 	{exitBusy, "another run is working", "another run works on the instance, the stanza or the parameters; the message says which"},
 	{exitRefused, "refused or not confirmed, nothing changed", "refused by the plan or by `pgbackrest stop`, or not confirmed; nothing was changed"},
 	{exitFindings, "a check found damage", "a check found damage"},
+	{exitScript, "done, but the post script failed", "done, and the set is complete, but the program of `alation.backup.post_script.path` failed"},
 	{exitArchive, "archive-get could not look", "`archive-get` could not look: PostgreSQL stops instead of ending recovery early"},
 	{exitSignal, "interrupted", "interrupted"},
 }
@@ -79,6 +81,11 @@ type warningsError struct{ n int }
 
 func (e *warningsError) Error() string { return fmt.Sprintf("done, with %d warning(s)", e.n) }
 
+// scriptError ends a run whose set is complete and whose tarballs the program of post_script.path may not have relocated.
+type scriptError struct{ text string }
+
+func (e *scriptError) Error() string { return "done, but the post script failed: " + e.text }
+
 // findingsError ends a check that found damage.
 type findingsError struct{ n int }
 
@@ -110,7 +117,7 @@ var sentinelCodes = []struct {
 	code int
 	errs []error
 }{
-	{exitUsage, []error{conf.ErrRefused, catalog.ErrUnknown, engine.ErrTablespaceMap, engine.ErrLinkMap, engine.ErrLinkInside, engine.ErrDBMissing, engine.ErrDBInvalid}},
+	{exitUsage, []error{conf.ErrRefused, catalog.ErrUnknown, action.ErrNoStore, engine.ErrTablespaceMap, engine.ErrLinkMap, engine.ErrLinkInside, engine.ErrDBMissing, engine.ErrDBInvalid}},
 	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, engine.ErrPassphrase, engine.ErrCopyConflict, repo.ErrSealed, instance.ErrNoInstance, action.ErrRestart}},
 	{exitBusy, []error{action.ErrBusy, repo.ErrLocked, durable.ErrLocked}},
 }
@@ -123,6 +130,7 @@ func exitCode(err error) int {
 	var findings *findingsError
 	var unavailable *unavailableError
 	var lacks *lacksError
+	var script *scriptError
 	switch {
 	case err == nil:
 		return exitOK
@@ -134,6 +142,8 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &warnings), errors.As(err, &lacks):
 		return exitWarnings
+	case errors.As(err, &script):
+		return exitScript
 	case errors.As(err, &findings):
 		return exitFindings
 	case errors.As(err, &refused):
@@ -161,7 +171,8 @@ func (e *Env) exit(name string, err error, asJSON bool) int {
 	var findings *findingsError
 	var lacks *lacksError
 	var was *shownError
-	already := errors.As(err, &warnings) || errors.As(err, &findings) || errors.As(err, &lacks) || errors.As(err, &was) // the document with the result is out
+	var script *scriptError
+	already := errors.As(err, &script) || errors.As(err, &warnings) || errors.As(err, &findings) || errors.As(err, &lacks) || errors.As(err, &was) // the document with the result is out
 	if asJSON && !already {
 		b, merr := json.Marshal(map[string]any{"error": text, "code": code})
 		if merr == nil {

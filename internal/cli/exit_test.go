@@ -35,6 +35,8 @@ var sentinels = map[string]struct {
 	code int
 }{
 	"action.ErrBusy":              {action.ErrBusy, exitBusy},
+	"action.ErrNoStore":           {action.ErrNoStore, exitUsage},
+	"cli.scriptError":             {&scriptError{"x"}, exitScript},
 	"action.ErrRestart":           {action.ErrRestart, exitRefused},
 	"catalog.ErrUnknown":          {catalog.ErrUnknown, exitUsage},
 	"conf.ErrRefused":             {conf.ErrRefused, exitUsage},

@@ -39,6 +39,9 @@ func (e *Env) printBackupPlan(b *action.BackupPlan) error {
 	if b.EventBus {
 		p.f("  eventbus  every selected topic\n")
 	}
+	if b.Store != "" {
+		p.f("  copy      to %s\n", b.Store)
+	}
 	for _, u := range b.Unfinished {
 		p.f("first: %s\n", u)
 	}
@@ -76,11 +79,66 @@ func (e *Env) printSet(s *catalog.Set) error {
 	if !s.Ended.IsZero() {
 		p.f("took %s\n", s.Ended.Sub(s.Began).Round(time.Millisecond))
 	}
+	p.copyOf(s)
 	for _, w := range s.Warnings {
 		p.f("warning: %s\n", w)
 	}
 	for _, v := range s.Verdicts {
 		p.f("%s %s: %s\n", v.At.Format(time.RFC3339), v.Check, verdict(v))
+	}
+	return p.to(e.Stdout)
+}
+
+// copyOf says what is known of the set on external storage, and of the program that had its tarballs.
+func (p *page) copyOf(s *catalog.Set) {
+	if c := s.Copy; c != nil {
+		p.f("copy on %s, as of %s: ", c.Store, c.At.Format(time.RFC3339))
+		var there []string
+		if c.Postgres {
+			there = append(there, "PostgreSQL's backup")
+		}
+		if c.Tarballs {
+			there = append(there, "tarballs")
+		}
+		if len(there) == 0 {
+			there = []string{"nothing of this set"}
+		}
+		p.f("%s\n", strings.Join(there, ", "))
+		for _, w := range c.WAL {
+			p.f("  WAL of %s up to %s\n", w.Stanza, w.Last)
+		}
+		if c.LastSet != "" && c.LastSet != s.ID {
+			p.f("  newest set there: %s\n", c.LastSet)
+		}
+		if c.Error != "" {
+			p.f("  behind: %s\n", c.Error)
+		}
+	}
+	if ps := s.PostScript; ps != nil {
+		end := "ended well"
+		if ps.Error != "" {
+			end = "failed: " + ps.Error
+		}
+		p.f("post script %s %s, in %s\n", ps.Program, end, ps.Ran.To.Sub(ps.Ran.From).Round(time.Millisecond))
+	}
+}
+
+// printCopyReport says what was copied to external storage.
+func (e *Env) printCopyReport(r *action.CopyReport) error {
+	var p page
+	p.f("copy on %s: %d set(s) new there", r.Store, len(r.Copied))
+	if r.LastSet != "" {
+		p.f(", the newest is %s", r.LastSet)
+	}
+	p.f("; %d objects, %s, %d WAL segments\n", r.Objects, engine.Size(r.Bytes), r.Segments)
+	for _, w := range r.WAL {
+		p.f("  WAL of %s up to %s\n", w.Stanza, w.Last)
+	}
+	for _, id := range r.Behind {
+		p.f("  not there: %s\n", id)
+	}
+	for _, x := range r.Removed {
+		p.f("  removed there: %s\n", x)
 	}
 	return p.to(e.Stdout)
 }

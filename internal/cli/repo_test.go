@@ -219,13 +219,13 @@ func TestRepoPlaces(t *testing.T) {
 	}
 }
 
-// TestRepoCopyDies kills a copy at every step between its workers and runs it again; test/interop kills those in them.
+// TestRepoCopyDies kills a copy at every step and runs it again; test/interop kills the real program, also between its objects.
 func TestRepoCopyDies(t *testing.T) {
 	r := newCopyRig(t)
 	r.pg(r.src, r.one, "stanza-create", "--pg1-path="+r.data).has(t, 0)
 	r.backup("full")
 	r.backup("incr")
-	for _, step := range []string{"copy:plan", "copy:stanza", "copy:backup", "copy:publish", "copy:catalogue"} {
+	for _, step := range []string{"copy:plan", "copy:stanza", "copy:backup", "copy:objects", "copy:publish", "copy:catalogue"} {
 		r.dst = filepath.Join(t.TempDir(), "dst")
 		r.environ = []string{"HOLDFAST_TEST_KILL_AT=" + step}
 		if !panics(func() { r.repo("sync") }) {

@@ -87,7 +87,7 @@ func openApp(env *Env, root string, l *listener) (*wired, error) {
 	if o.Host, err = os.Hostname(); err != nil {
 		return nil, err
 	}
-	for _, wire := range []func(*Env, *wired, *action.Options) error{wireVersion, wireClusters, wireRepository, wireFiles, wireBus, wireCatalog} {
+	for _, wire := range []func(*Env, *wired, *action.Options) error{wireVersion, wireClusters, wireRepository, wireStore, wirePostScript, wireFiles, wireBus, wireCatalog} {
 		if err := wire(env, w, &o); err != nil {
 			return nil, err
 		}

@@ -26,8 +26,8 @@ func wireRepository(env *Env, w *wired, o *action.Options) error {
 	if w.values.Bool(conf.KeyPgbackupCompression) {
 		o.Mode, o.RepoDir = catalog.Included, filepath.Join(w.in.BackupDir(), "backup/pgbackrest")
 	}
-	if w.values.Bool(conf.KeyRedundancyEnabled) {
-		return &refusedError{"pgsql.pgbackrest.redundancy.enabled is True: copying to external storage is not done by this version; run: alation_conf pgsql.pgbackrest.redundancy.enabled -s False"}
+	if o.Mode == catalog.Included && w.values.Bool(conf.KeyRedundancyEnabled) { // alation_conf refuses to set both; a file may have been edited
+		return &refusedError{"pgsql.pgbackrest.redundancy.enabled is True, and with alation.backup_v2.pgbackup_compression there is no separate PostgreSQL backup that could be copied; run: alation_conf alation.backup_v2.pgbackup_compression -s False"}
 	}
 	var err error
 	if o.Compress, err = repo.ParseCompressType(w.values.String(conf.KeyCompressType)); err != nil {

@@ -28,7 +28,8 @@ const CallHelp = `usage: alation_conf KEY                              print one
        alation_conf --list [PREFIX]                  print all parameters
        alation_conf --unset KEY...                   go back to the default
 options, before a KEY: --root DIR (the instance; else HOLDFAST_ROOT), --json, --help
-exit codes: 0 done; 1 the store cannot be read or written; 2 bad use, nothing was changed
+exit codes: 0 done; 1 the store cannot be read or written; 2 bad use, nothing was changed;
+3 done, but the external storage that the parameters now describe cannot be used
 `
 
 // Call is a parsed command line of alation_conf.

@@ -82,7 +82,13 @@ var table = []Key{
 	{Name: "alation.backup.eb_restore_file", Type: Path, Since: "2023.3",
 		Help: "Event Bus tarball that `alation_action destructive_restore_all` restores. Empty: the one of the same set, beside `restore_file`."},
 	{Name: "alation.backup.post_script.path", Type: Path, Since: "2020.3",
-		Help: "Program that relocates the two tarballs after a run. Empty: none. The separate PostgreSQL backup is not passed to it."},
+		Help: "Program that relocates the two tarballs after a run. Empty: none. It is called with their paths, the Alation tarball's first. Its failure is a warning " +
+			"with an exit code of its own. The separate PostgreSQL backup is not passed to it."},
+	{Name: "alation.backup.post_script.timeout", Type: Seconds, Default: "3600", Min: 1, Max: 2592000, Unit: "seconds", Since: "holdfast",
+		Help: "Time limit of the program that `alation.backup.post_script.path` names. It is ended when it takes longer."},
+	{Name: "alation.backup.redundancy.enabled", Type: Bool, Default: "False", Since: "holdfast",
+		Help: "Copy the two tarballs, too, to the external storage that `pgsql.pgbackrest.redundancy.*` describes, on every run. They hold the instance's parameters and " +
+			"their key: with `pgsql.pgbackrest.cipher_pass` they are encrypted there."},
 	{Name: "alation.backup.restore_file", Type: Path, Since: "2023.3",
 		Help: "Alation tarball that `alation_action destructive_restore_all` restores."},
 	{Name: "alation.backup.scheduled_day", Type: List, Allowed: weekdays, Since: "2020.3",
@@ -149,6 +155,10 @@ var table = []Key{
 		Help: "Number of files copied at the same time. 0: as many as there are CPUs."},
 	{Name: "pgsql.pgbackrest.redundancy.enabled", Type: Bool, Default: "False", Since: "2022.2",
 		Help: "Copy the separate PostgreSQL backup to external storage on every run."},
+	{Name: "pgsql.pgbackrest.redundancy.posix.path", Type: Path, Since: "holdfast",
+		Help: "Directory that receives the copy when the type is `posix`: a mounted file system of another machine."},
+	{Name: "pgsql.pgbackrest.redundancy.prefix", Type: String, Default: "holdfast", Since: "holdfast",
+		Help: "Path in the bucket or directory below which the copy is: PostgreSQL's repository in `pgbackrest`, tarballs in `sets`. Instances that share a bucket need one each."},
 	{Name: "pgsql.pgbackrest.redundancy.s3.bucket", Type: String, Since: "2022.2", Help: "Bucket that receives the copy."},
 	{Name: "pgsql.pgbackrest.redundancy.s3.ca_file", Type: Path, Since: "holdfast",
 		Help: "Certificates (PEM) that sign the endpoint's certificate. Empty: those of the system."},
@@ -166,5 +176,8 @@ var table = []Key{
 		Help: "Kind of external storage."},
 	{Name: "pgsql.pgbackrest.repo_dir_name", Type: Path, Default: "data2/pgbackrest", Required: true, Since: "2022.2", After: followEnable,
 		Help: "Directory of the separate PostgreSQL backup, seen from the instance's root."},
+	{Name: "pgsql.pgbackrest.restore.source", Type: Enum, Default: "local", Allowed: []string{"local", "s3"}, Required: true, Since: "holdfast",
+		Help: "Where `alation_action destructive_restore_all` takes the separate PostgreSQL backup from: the repository of this host, or the external storage that " +
+			"`pgsql.pgbackrest.redundancy.*` describes, of whatever type it is."},
 	{Name: "snapshot.enabled", Type: Bool, Default: "True", Since: "2020.3", Help: "The daily schedule on or off."},
 }

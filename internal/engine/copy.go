@@ -44,11 +44,13 @@ type CopyOptions struct {
 	// Until is now.
 	Since, Until time.Time
 
+	Segments []string  // with a single label: WAL segments of its cluster that the target must have as well, such as those up to a recovery point
 	WAL      WALChoice // empty: WALNeeded; a window has WALAll
 	WALUntil time.Time // with WALAll: WAL after this time need not come along; zero: all that there is
 
 	Keep *ExpireOptions // retention of the target: what it would let go is not copied; nil: everything stays
 
+	Recheck       bool  // look whether the objects of backups that the target has are there, and copy those that are not
 	Reencrypt     bool  // files get new passphrases although they are encrypted already
 	Decrypt       bool  // permits copying an encrypted repository to one that is not
 	ProcessMax    int   // objects copied at once
@@ -174,6 +176,9 @@ func (p *CopyPlan) plan(ctx context.Context) error {
 	if err := p.there(ctx); err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
+	if err := p.recheck(ctx); err != nil {
+		return fmt.Errorf("target: %w", err)
+	}
 	if err := p.files(ctx); err != nil {
 		return err
 	}
@@ -214,6 +219,8 @@ func (p *CopyPlan) check() error {
 	switch {
 	case which != 1:
 		return errors.New("say which backups to copy: labels, all of them, or a window of time; one of the three")
+	case len(o.Segments) > 0 && len(o.Sets) != 1:
+		return errors.New("WAL segments can be named together with one label only")
 	case o.Dependents && len(o.Sets) == 0:
 		return errors.New("what is built on a backup can be asked for only together with its label")
 	case window && o.Since.IsZero():

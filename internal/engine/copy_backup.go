@@ -365,6 +365,8 @@ func (c *backupCopy) copyObjects(ctx context.Context) error {
 	if err := c.save(ctx); err != nil {
 		return err
 	}
+	c.p.from.step("copy", "objects", fmt.Sprintf("%d of backup %s", len(c.units), c.m.Label))
+	c.p.from.o.Events(Amount{"copy", len(c.units), total})
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(c.p.o.ProcessMax)
 	for i := range c.units {
@@ -385,11 +387,11 @@ func (c *backupCopy) save(ctx context.Context) error {
 
 // copyUnit copies one object and notes it.
 func (c *backupCopy) copyUnit(ctx context.Context, u *copyUnit) error {
-	c.p.from.step("copy", "object", c.object(u))
 	entries, err := c.transfer(ctx, u)
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.name(c.p.Stanza, u), err)
 	}
+	c.p.from.o.Events(FileDone{"copy", c.object(u), u.size, u.size, ""})
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for n, i := range u.files {
@@ -405,6 +407,9 @@ func (c *backupCopy) copyUnit(ctx context.Context, u *copyUnit) error {
 	return c.save(ctx)
 }
 
+// errIncomplete says that an object of a backup is not in the target as it was written.
+var errIncomplete = errors.New("an object is not in the target as it was written")
+
 // complete makes sure that every object of the backup is in the target with the size that the manifest says.
 func (c *backupCopy) complete(ctx context.Context) error {
 	there, err := sizesBelow(ctx, c.p.to.o.Storage, repo.BackupDir(c.p.ToStanza)+"/"+string(c.m.Label))
@@ -419,7 +424,7 @@ func (c *backupCopy) complete(ctx context.Context) error {
 		name, offset, length, _ := c.t.Object(c.p.ToStanza, f)
 		size, ok := there[name]
 		if !ok || size < offset+length || f.BundleID == 0 && f.Size > 0 && size != length {
-			return fmt.Errorf("%s is not in the target as it was written (%d bytes): see whether something else works on this stanza there, and run the copy again", name, size)
+			return fmt.Errorf("%w: %s has %d bytes; see whether something else works on this stanza there, and copy again", errIncomplete, name, size)
 		}
 	}
 	return nil

@@ -76,7 +76,6 @@ func (r *copyRun) run(ctx context.Context) error {
 	if err := r.to.stopped(); err != nil {
 		return err
 	}
-	r.from.o.Events(Amount{"copy", r.Objects, r.Bytes})
 	if err := r.stanza(ctx); err != nil {
 		return fmt.Errorf("target: %w", err)
 	}
@@ -260,6 +259,14 @@ func (r *copyRun) sendWAL(ctx context.Context, w *CopyWAL, choose func(*walObjec
 		if o := &w.objects[i]; !r.sent[o.from] && choose(o) {
 			list = append(list, *o)
 		}
+	}
+	if len(list) > 0 {
+		r.from.step("copy", "wal", fmt.Sprintf("%d objects of %s", len(list), w.To))
+		var total int64
+		for i := range list {
+			total += list[i].size
+		}
+		r.from.o.Events(Amount{"copy", len(list), total})
 	}
 	return r.sender.run(ctx, list, func(o *walObject) {
 		r.sent[o.from] = true

@@ -97,7 +97,7 @@ func isCluster(a, b repo.DB) bool { return a.SystemID == b.SystemID && a.Version
 // findCluster is the history id of a cluster: the same id as in the source if it is the same cluster's, else the newest.
 func findCluster(history []repo.DB, db repo.DB) (found repo.DB) {
 	for _, h := range history {
-		if isCluster(h, db) && found.ID != db.ID {
+		if isCluster(h, db) && (found.ID == 0 || found.ID != db.ID) {
 			found = h
 		}
 	}
@@ -222,6 +222,41 @@ func (p *CopyPlan) there(ctx context.Context) error {
 	for i := range p.dst.bi.Backups {
 		if l := p.dst.bi.Backups[i].Label; p.src.bi.Find(l) == nil {
 			p.Others = append(p.Others, l)
+		}
+	}
+	return nil
+}
+
+// recheck compares the objects of the backups that the target has with its manifests. What is missing or has another size is copied
+// again where files pass as they are; where they are encrypted anew, later backups know the sums of what was there.
+func (p *CopyPlan) recheck(ctx context.Context) error {
+	for i := range p.Backups {
+		b := &p.Backups[i]
+		if !p.o.Recheck || b.State != CopyThere {
+			continue
+		}
+		have, err := repo.LoadManifest(ctx, p.to.o.Storage, p.ToStanza, b.Label, p.dst.bi.CipherPass)
+		if err != nil {
+			return err
+		}
+		c := &backupCopy{p: p, m: have, t: have}
+		lacks := c.complete(ctx)
+		if lacks == nil {
+			continue
+		}
+		if ctx.Err() != nil || !errors.Is(lacks, errIncomplete) {
+			return lacks
+		}
+		was, err := repo.LoadManifest(ctx, p.from.o.Storage, p.Stanza, b.Label, p.src.bi.CipherPass)
+		switch {
+		case err != nil:
+			if err = p.refused(ctx, b, sourceErr(err)); err != nil {
+				return err
+			}
+		case was.CipherPass != have.CipherPass:
+			b.refuse("%v; its files were encrypted anew for the target, so that single ones can't be copied again: remove it there with all that is built on it (holdfast pg expire --set) and copy it again", lacks)
+		default:
+			b.State = CopyNew
 		}
 	}
 	return nil

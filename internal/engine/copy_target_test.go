@@ -315,3 +315,17 @@ func TestCopyRemovedMeanwhile(t *testing.T) {
 	must(t, err)
 	must(t, r.verify(dst, second[3]))
 }
+
+// TestCluster: a cluster is found under whatever history id it has.
+func TestCluster(t *testing.T) {
+	src, old, young, _ := upgraded(t)
+	for i, r := range []*rig{old, young} {
+		db, err := old.on(src, old.pass).Cluster(t.Context(), r.control.SystemID, r.control.Version.String())
+		if err != nil || db.ID != i+1 {
+			t.Errorf("%+v %v", db, err)
+		}
+	}
+	if _, err := old.on(src, old.pass).Cluster(t.Context(), old.control.SystemID+1, "15"); !errors.Is(err, engine.ErrStanzaMismatch) {
+		t.Errorf("it says %v", err)
+	}
+}

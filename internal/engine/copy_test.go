@@ -532,3 +532,47 @@ func sums(t *testing.T, file string) map[string]string {
 	}
 	return out
 }
+
+// TestCopyRecheck: objects that were lost in the target, or are shorter there, are found when they are looked for, and copied again
+// where that is possible; nothing else is.
+func TestCopyRecheck(t *testing.T) {
+	for _, o := range []engine.CopyOptions{{}, {Reencrypt: true}} {
+		r := newRig(t, 15)
+		src, dst := storage.NewMem(nil), storage.NewMem(nil)
+		must(t, r.create(t.Context(), src))
+		labels := r.chainOf(src, engine.BackupOptions{Compress: repo.GZ})
+		o.All, o.WAL, o.ProcessMax = true, engine.WALAll, 2
+		copies := func(recheck bool) (*engine.CopyResult, error) {
+			o.Recheck = recheck
+			return r.copyTo(t.Context(), r.on(src, r.pass), r.on(dst, "two"), o)
+		}
+		_, err := copies(false)
+		must(t, err)
+		before := contents(t, dst)
+		res, err := copies(true)
+		must(t, err)
+		if res.Objects > 0 || len(res.Backups) > 0 {
+			t.Errorf("nothing is missing, and it copied %+v", res)
+		}
+		gone := find(t, dst, "backup/demo/"+string(labels[0])+"/pg_data/base")
+		must(t, dst.Remove(t.Context(), gone))
+		short := find(t, dst, "backup/demo/"+string(labels[1])+"/pg_data/base")
+		must(t, storage.WriteAll(t.Context(), dst, short, []byte(before[short])[:20]))
+		if res, err := copies(false); err != nil || res.Objects > 0 {
+			t.Errorf("%v %+v", err, res)
+		}
+		res, err = copies(true)
+		if o.Reencrypt {
+			if !errors.Is(err, engine.ErrNotClosed) || len(res.Failed) != 2 {
+				t.Errorf("%v %+v", err, res)
+			}
+			continue
+		}
+		must(t, err)
+		if res.Objects != 2 || len(res.Backups) != 2 {
+			t.Errorf("copied %+v", res)
+		}
+		must(t, lost(t, map[string]string{gone: before[gone], short: before[short]}, dst))
+		r.with("two", func() { must(t, r.verified(dst)) })
+	}
+}

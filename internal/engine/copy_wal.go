@@ -49,6 +49,9 @@ func (p *CopyPlan) archive(ctx context.Context) error {
 				p.hasWAL(b, l)
 			}
 		}
+		if err := p.named(c, l); err != nil {
+			return err
+		}
 		p.closed()
 		if err := p.sameTimelines(ctx, l); err != nil {
 			return err
@@ -80,6 +83,25 @@ func (p *CopyPlan) hasWAL(b *CopyBackup, l *walListing) {
 	}
 }
 
+// named refuses a plan for whose named segments there is no whole copy.
+func (p *CopyPlan) named(c *CopyCluster, l *walListing) error {
+	for _, seg := range p.segmentsOf(c) {
+		_, held := l.held[seg]
+		if objects := l.src[seg]; len(objects) == 0 && !held || len(objects) > 0 && differ(objects) {
+			return fmt.Errorf("%w: WAL segment %s: %w", ErrNotClosed, seg, ErrWALMissing)
+		}
+	}
+	return nil
+}
+
+// segmentsOf are the named segments, if they are of this cluster.
+func (p *CopyPlan) segmentsOf(c *CopyCluster) []string {
+	if len(p.o.Sets) == 1 && p.src.bi.Find(p.o.Sets[0]).DBID == c.from.ID {
+		return p.o.Segments
+	}
+	return nil
+}
+
 // differ says whether the copies of a segment do not all have the same content.
 func differ(objects []walObject) bool {
 	return slices.ContainsFunc(objects, func(o walObject) bool { return o.sha1 != objects[0].sha1 })
@@ -90,6 +112,9 @@ func differ(objects []walObject) bool {
 func (p *CopyPlan) listWAL(ctx context.Context, c *CopyCluster) (l *walListing, from string, err error) {
 	l = &walListing{from: repo.ArchiveDir(p.Stanza) + "/" + c.From, to: repo.ArchiveDir(p.ToStanza) + "/" + c.To, src: map[string][]walObject{}, held: map[string]string{}}
 	need := map[string]bool{} // directories
+	for _, seg := range p.segmentsOf(c) {
+		need[seg[:16]] = true
+	}
 	for i := range p.Backups {
 		b := &p.Backups[i]
 		if b.line.DBID != c.from.ID || b.State == CopyRefused {
@@ -183,6 +208,9 @@ func (p *CopyPlan) listDirs(ctx context.Context, l *walListing, dirs []string) e
 func (p *CopyPlan) chooseWAL(c *CopyCluster, l *walListing, from string) (*CopyWAL, error) {
 	w := &CopyWAL{From: c.From, To: c.To}
 	need := map[string]bool{}
+	for _, seg := range p.segmentsOf(c) {
+		need[seg] = true
+	}
 	for i := range p.Backups {
 		if b := &p.Backups[i]; b.line.DBID == c.from.ID && b.State != CopyRefused {
 			for _, seg := range b.segments {
@@ -306,7 +334,6 @@ func (w *walCopy) run(ctx context.Context, objects []walObject, done func(*walOb
 
 // object copies one object. Its Commit is durable: a segment is never written a second time, so a torn one would stay.
 func (w *walCopy) object(ctx context.Context, o *walObject) error {
-	w.from.step("copy", "wal", o.to)
 	in, err := w.from.o.Storage.Open(ctx, o.from, 0, -1)
 	if err != nil {
 		return sourceErr(err)
@@ -346,7 +373,11 @@ func (w *walCopy) object(ctx context.Context, o *walObject) error {
 	case g.n != o.size:
 		return fmt.Errorf("%w: %d bytes, %d when it was listed", ErrCorrupt, g.n, o.size)
 	}
-	return out.Commit(ctx)
+	if err := out.Commit(ctx); err != nil {
+		return err
+	}
+	w.from.o.Events(FileDone{"copy", o.to, sums.Size, sums.RepoSize, sums.SHA1})
+	return nil
 }
 
 // sameTimelines compares the timeline histories that both sides have: another one means that the target's cluster went another

@@ -1,5 +1,5 @@
 // Package engine does the verbs of one stanza: create, archive-push, archive-get, backup, restore, info, check, verify,
-// expire.
+// expire, and the copy of its backups to another repository (see copy.go).
 //
 // A verb with consequences comes in two steps: Plan… looks and decides without side effects and returns a value that can be
 // printed or sent as JSON; Run on that value acts. Jobs say what they do through Options.Events and nothing else: the engine

@@ -142,6 +142,33 @@ func Stanzas(ctx context.Context, st storage.Storage) ([]string, error) {
 	return slices.Compact(names), nil
 }
 
+// Labels are the backups that the repository lists, oldest first.
+func (s *Stanza) Labels(ctx context.Context) ([]repo.Label, error) {
+	_, bi, err := s.loadInfos(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var labels []repo.Label
+	for _, l := range bi.Backups {
+		labels = append(labels, l.Label)
+	}
+	return labels, nil
+}
+
+// Cluster is the history entry that a cluster has in this repository; another one may have it under another id.
+// ErrStanzaMismatch: none.
+func (s *Stanza) Cluster(ctx context.Context, systemID uint64, version string) (repo.DB, error) {
+	ai, err := s.loadArchiveInfo(ctx)
+	if err != nil {
+		return repo.DB{}, err
+	}
+	db := findCluster(ai.History, repo.DB{SystemID: systemID, Version: version})
+	if db.ID == 0 {
+		return db, fmt.Errorf("stanza %s: %w: it has nothing of system identifier %d, version %s", s.o.Stanza, ErrStanzaMismatch, systemID, version)
+	}
+	return db, nil
+}
+
 // Info describes the stanza as the repository has it; set (may be empty) narrows it to one backup with details. A stanza
 // that is not there is no error but a status, as with pgbackrest.
 func (s *Stanza) Info(ctx context.Context, set repo.Label) (*StanzaInfo, error) {

@@ -197,7 +197,7 @@ func TestKilledCopies(t *testing.T) {
 		}
 		kills++
 	}
-	for _, step := range []string{"copy:plan", "copy:stanza", "copy:backup", "copy:object", "copy:wal", "copy:publish", "copy:catalogue"} {
+	for _, step := range []string{"copy:plan", "copy:stanza", "copy:backup", "copy:objects", "copy:wal", "copy:publish", "copy:catalogue"} {
 		to := filepath.Join(r.dir, "killed")
 		cmd := r.process(sync(to)...)
 		cmd.Env = append(os.Environ(), "HOLDFAST_TEST_KILL_AT="+step)

@@ -1,0 +1,429 @@
+package action
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"holdfast/internal/catalog"
+	"holdfast/internal/engine"
+	"holdfast/internal/repo"
+	"holdfast/internal/storage"
+)
+
+// Copies on external storage. A set is complete before any of this begins, archive_command knows nothing of it, and whatever goes
+// wrong here is a warning: the next run copies what this one could not, oldest set first.
+
+// CopyReport is what a run, or sets copy, did with the external storage.
+type CopyReport struct {
+	Store    string              `json:"store"`
+	Copied   []string            `json:"copied"`  // sets that are there whole since this run
+	Behind   []string            `json:"behind"`  // sets that are not, although they are to be
+	Objects  int                 `json:"objects"` // of PostgreSQL's repository
+	Bytes    int64               `json:"bytes"`
+	Segments int                 `json:"segments"` // WAL among them
+	WAL      []catalog.CopiedWAL `json:"wal"`      // how far it reaches there
+	LastSet  string              `json:"last_set"`
+	Removed  []string            `json:"removed,omitempty"` // by the retention there
+	Warnings []string            `json:"warnings,omitempty"`
+}
+
+// copyOut is one round of copying.
+type copyOut struct {
+	*App
+	store *StoreOptions
+	sets  []*catalog.Set // complete ones, oldest first
+	here  storage.Storage
+	there storage.Storage // PostgreSQL's repository on the external storage
+	local map[string][]repo.Label
+	res   CopyReport
+}
+
+// CopySets brings the external storage up to the catalogue: every complete set that is not there, oldest first, and all WAL. It is
+// what backup_all does at its end, by itself; run between backups it keeps the window of the copy growing. Problems with the
+// storage are warnings in the report; the error is for what kept it from beginning.
+func (a *App) CopySets(ctx context.Context) (*CopyReport, error) {
+	if _, err := a.store(); err != nil {
+		return nil, err
+	}
+	unlock, err := a.lock("sets copy")
+	if err != nil {
+		return nil, err
+	}
+	c, err := a.newCopyOut(ctx, nil)
+	if err == nil {
+		c.tarballs(ctx)
+		c.postgres(ctx)
+		err = c.finish(ctx)
+	}
+	if err = errors.Join(err, unlock()); err != nil {
+		return nil, err
+	}
+	return &c.res, ctx.Err()
+}
+
+// afterwards is what a run does when its set is complete: tarballs to the external storage, before the program that may take them
+// away gets them; that program, also for sets of dead runs that this one completed; PostgreSQL to the external storage. None of it
+// makes the run fail. Only an interrupted run is an error, with the set complete all the same.
+func (a *App) afterwards(ctx context.Context, set *catalog.Set, settled []*catalog.Set) error {
+	var c *copyOut
+	if o := a.o.Store; o != nil && (o.Postgres || o.Tarballs) {
+		var err error
+		if c, err = a.newCopyOut(ctx, set); err != nil {
+			a.warn("nothing is copied to %s: %v", o.Name, err)
+		} else {
+			a.step("backup_all", "copy-tarballs", o.Name)
+			c.tarballs(ctx)
+		}
+	}
+	kept := context.WithoutCancel(ctx) // what happened is recorded although the run's time may be over
+	for _, s := range append(settled, set) {
+		if c != nil {
+			if i := slices.IndexFunc(c.sets, func(o *catalog.Set) bool { return o.ID == s.ID }); i >= 0 {
+				s = c.sets[i]
+			}
+		}
+		a.postScript(ctx, s)
+		if err := a.o.Catalog.Put(kept, s); err != nil {
+			a.warn("%v", err)
+		}
+	}
+	if c != nil {
+		a.step("backup_all", "copy-postgres", a.o.Store.Name)
+		c.postgres(ctx)
+		if err := c.finish(ctx); err != nil {
+			a.warn("%v", err)
+		}
+	}
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return fmt.Errorf("set %s is complete; what comes after it was interrupted: %w", set.ID, ctx.Err())
+	}
+	return nil
+}
+
+// newCopyOut lists what is to be copied. current, if any, is the set of the run that goes on, whose entry in the catalogue is the
+// caller's.
+func (a *App) newCopyOut(ctx context.Context, current *catalog.Set) (*copyOut, error) {
+	c := &copyOut{App: a, store: a.o.Store, local: map[string][]repo.Label{}, res: CopyReport{Store: a.o.Store.Name, Copied: []string{}, Behind: []string{}, WAL: []catalog.CopiedWAL{}}}
+	sets, _, err := a.o.Catalog.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range sets {
+		if current != nil && s.ID == current.ID {
+			s = current
+		}
+		if s.State == catalog.Complete {
+			c.sets = append(c.sets, s)
+		}
+	}
+	return c, nil
+}
+
+func (c *copyOut) warn(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	c.res.Warnings = append(c.res.Warnings, text)
+	c.App.warn("%s", text)
+}
+
+// note is the set's entry on its copy, made if it has none for this store.
+func (c *copyOut) note(s *catalog.Set) *catalog.Copy {
+	if s.Copy == nil || s.Copy.Store != c.store.Name {
+		s.Copy = &catalog.Copy{Store: c.store.Name}
+	}
+	s.Copy.At = c.o.Now().UTC()
+	return s.Copy
+}
+
+// pieces are the PostgreSQL backups of a set that lie in the separate repository here.
+func (c *copyOut) pieces(s *catalog.Set) (out []catalog.Piece) {
+	for _, p := range s.Pieces {
+		if s.Mode == catalog.Apart && p.Kind == catalog.Postgres && p.Path == c.o.RepoDir {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// postgres copies the PostgreSQL backups of all sets that are not there, and then the WAL.
+func (c *copyOut) postgres(ctx context.Context) {
+	if !c.store.Postgres {
+		return
+	}
+	var err error
+	if c.here, err = c.repository(); err == nil {
+		c.there, err = c.storeRepo()
+	}
+	if err != nil {
+		c.failed(ctx, err)
+		return
+	}
+	for _, s := range c.sets {
+		if len(c.pieces(s)) == 0 {
+			continue
+		}
+		if s.Copy == nil || s.Copy.Store != c.store.Name || !s.Copy.Postgres {
+			if !c.set(ctx, s) {
+				return
+			}
+		}
+		if s.Copy.Postgres {
+			c.res.LastSet = s.ID
+		}
+	}
+	c.wal(ctx)
+	c.prune(ctx)
+}
+
+// set copies the PostgreSQL backups of one set. false: the storage, or this run, can't go on.
+func (c *copyOut) set(ctx context.Context, s *catalog.Set) bool {
+	c.step("copy", "set", s.ID)
+	n := c.note(s)
+	var errs []error
+	for _, p := range c.pieces(s) {
+		err := c.piece(ctx, s, p)
+		if errors.Is(err, errGone) {
+			n.Error = err.Error() // it never will be there; no reason to warn at every run
+			return true
+		}
+		errs = append(errs, err)
+	}
+	err := errors.Join(errs...)
+	if err == nil {
+		n.Postgres, n.Error = true, ""
+		c.res.Copied = append(c.res.Copied, s.ID)
+		return true
+	}
+	if ctx.Err() == nil && (errors.Is(err, engine.ErrNotClosed) || errors.Is(err, engine.ErrCopyConflict)) { // of this set, and of no other
+		n.Error = err.Error()
+		c.res.Behind = append(c.res.Behind, s.ID)
+		c.warn("set %s is not on %s: %v", s.ID, c.store.Name, err)
+		return true
+	}
+	c.failed(ctx, err)
+	return false
+}
+
+// errGone: the backup of a set is not in the repository any more.
+var errGone = errors.New("the backup is not in the repository here any more")
+
+// piece copies the backup of one cluster, with the WAL up to the set's recovery point.
+func (c *copyOut) piece(ctx context.Context, s *catalog.Set, p catalog.Piece) error {
+	have, err := c.labels(ctx, p.Stanza)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(have, repo.Label(p.Label)) {
+		return errGone
+	}
+	o := engine.CopyOptions{Sets: []repo.Label{repo.Label(p.Label)}, ProcessMax: c.store.ProcessMax}
+	for _, point := range pointsOf(s) {
+		if point.Stanza == p.Stanza && point.Label == p.Label {
+			if o.Segments, err = segmentRange(point); err != nil {
+				return err
+			}
+		}
+	}
+	return c.run(ctx, p.Stanza, o)
+}
+
+// labels are the backups of a stanza here, read once.
+func (c *copyOut) labels(ctx context.Context, stanza string) ([]repo.Label, error) {
+	if have, known := c.local[stanza]; known {
+		return have, nil
+	}
+	s, err := c.stanza(stanza, c.here)
+	if err != nil {
+		return nil, err
+	}
+	have, err := s.Labels(ctx)
+	if err == nil {
+		c.local[stanza] = have
+	}
+	return have, err
+}
+
+// run copies what o says of one stanza.
+func (c *copyOut) run(ctx context.Context, stanza string, o engine.CopyOptions) error {
+	from, err := c.stanza(stanza, c.here)
+	if err != nil {
+		return err
+	}
+	to, err := c.storeStanza(stanza, c.there)
+	if err != nil {
+		return err
+	}
+	plan, err := engine.PlanCopy(ctx, from, to, o)
+	if err != nil {
+		return err
+	}
+	res, err := plan.Run(ctx)
+	if res != nil {
+		c.res.Objects, c.res.Bytes, c.res.Segments = c.res.Objects+res.Objects, c.res.Bytes+res.Bytes, c.res.Segments+res.Segments
+		last := ""
+		for _, seg := range res.LastWAL {
+			last = max(last, seg)
+		}
+		if last != "" {
+			c.reached(stanza, last)
+		}
+	}
+	return err
+}
+
+// reached notes how far the WAL of a cluster is there.
+func (c *copyOut) reached(stanza, last string) {
+	i := slices.IndexFunc(c.res.WAL, func(w catalog.CopiedWAL) bool { return w.Stanza == stanza })
+	if i < 0 {
+		c.res.WAL = append(c.res.WAL, catalog.CopiedWAL{Stanza: stanza, Last: last})
+		return
+	}
+	c.res.WAL[i].Last = max(c.res.WAL[i].Last, last)
+}
+
+// wal copies everything that was archived since the oldest backup there, of every cluster that has one. Backups that were lost
+// there meanwhile come along.
+func (c *copyOut) wal(ctx context.Context) {
+	labels := map[string][]repo.Label{}
+	var stanzas []string
+	for _, s := range c.sets {
+		for _, p := range c.pieces(s) {
+			if s.Copy == nil || !s.Copy.Postgres || !c.known(ctx, p) {
+				continue
+			}
+			if labels[p.Stanza] == nil {
+				stanzas = append(stanzas, p.Stanza)
+			}
+			labels[p.Stanza] = append(labels[p.Stanza], repo.Label(p.Label))
+		}
+	}
+	for _, stanza := range stanzas {
+		c.step("copy", "archive", stanza)
+		if err := c.run(ctx, stanza, engine.CopyOptions{Sets: labels[stanza], WAL: engine.WALAll, ProcessMax: c.store.ProcessMax}); err != nil {
+			c.failed(ctx, err)
+			return
+		}
+	}
+}
+
+// known says whether a backup is here.
+func (c *copyOut) known(ctx context.Context, p catalog.Piece) bool {
+	have, err := c.labels(ctx, p.Stanza)
+	return err == nil && slices.Contains(have, repo.Label(p.Label))
+}
+
+// failed is the end of a round that could not copy everything: it says what is behind and by how much.
+func (c *copyOut) failed(ctx context.Context, err error) {
+	if cause := context.Cause(ctx); cause != nil {
+		err = errors.Join(cause, err)
+	}
+	for _, s := range c.sets {
+		if len(c.pieces(s)) == 0 {
+			continue
+		}
+		n := c.note(s)
+		if n.Postgres {
+			c.res.LastSet = s.ID
+			continue
+		}
+		if n.Error != errGone.Error() {
+			n.Error = err.Error()
+			if !slices.Contains(c.res.Behind, s.ID) {
+				c.res.Behind = append(c.res.Behind, s.ID)
+			}
+		}
+	}
+	last := "no set is there yet"
+	if c.res.LastSet != "" {
+		last = "the newest set there is " + c.res.LastSet
+	}
+	c.warn("the copy on %s is behind by %d set(s), %s; the next run goes on with it, or now: holdfast sets copy (%v)", c.store.Name, len(c.res.Behind), last, err)
+}
+
+// finish writes what was learned into the catalogue. The run's context may be over; what is there is there.
+func (c *copyOut) finish(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx)
+	var errs []error
+	for _, s := range c.sets {
+		if s.Copy == nil || s.Copy.Store != c.store.Name {
+			continue
+		}
+		s.Copy.LastSet = c.res.LastSet
+		if len(c.res.WAL) > 0 {
+			s.Copy.WAL = c.res.WAL
+		}
+		errs = append(errs, c.o.Catalog.Put(ctx, s))
+	}
+	return errors.Join(errs...)
+}
+
+// prune applies the retention to the external storage.
+func (c *copyOut) prune(ctx context.Context) {
+	if c.store.KeepSets == 0 || ctx.Err() != nil {
+		return
+	}
+	keep := map[string]map[repo.Label]bool{} // by stanza: of the catalogue
+	for _, s := range c.sets {
+		for _, p := range s.Pieces {
+			if p.Kind == catalog.Postgres {
+				if keep[p.Stanza] == nil {
+					keep[p.Stanza] = map[repo.Label]bool{}
+				}
+				keep[p.Stanza][repo.Label(p.Label)] = true
+			}
+		}
+	}
+	stanzas, err := engine.Stanzas(ctx, c.there)
+	for _, stanza := range stanzas {
+		if err == nil {
+			err = c.pruneStanza(ctx, stanza, keep[stanza])
+		}
+	}
+	if err != nil {
+		c.warn("the retention on %s could not be applied: %v", c.store.Name, err)
+	}
+}
+
+// pruneStanza removes what is neither among the newest, nor young, nor of the catalogue, nor built upon by what stays.
+func (c *copyOut) pruneStanza(ctx context.Context, stanza string, keep map[repo.Label]bool) error {
+	s, err := c.storeStanza(stanza, c.there)
+	if err != nil {
+		return err
+	}
+	info, err := s.Info(ctx, "")
+	if err != nil {
+		return err
+	}
+	young := c.o.Now().AddDate(0, 0, -c.store.KeepDays).Unix()
+	stays := map[string]bool{}
+	for i := len(info.Backup) - 1; i >= 0; i-- { // newest first: what is built on a backup comes before it
+		b := &info.Backup[i]
+		if len(info.Backup)-i <= c.store.KeepSets || c.store.KeepDays > 0 && b.Timestamp.Stop >= young || keep[repo.Label(b.Label)] {
+			stays[b.Label] = true
+		}
+		if stays[b.Label] && b.Prior != nil {
+			stays[*b.Prior] = true
+		}
+	}
+	for i := range info.Backup {
+		label := repo.Label(info.Backup[i].Label)
+		if stays[string(label)] || info.Backup[i].Prior != nil && !stays[*info.Backup[i].Prior] { // goes with its prior
+			continue
+		}
+		plan, err := s.PlanRemove(ctx, label, false)
+		if errors.Is(err, engine.ErrLastBackup) {
+			continue
+		}
+		if err == nil {
+			err = plan.Run(ctx)
+		}
+		if err != nil {
+			return err
+		}
+		for _, l := range plan.Backups {
+			c.res.Removed = append(c.res.Removed, stanza+" "+string(l))
+		}
+	}
+	return nil
+}
