@@ -47,7 +47,7 @@ func (p *BackupPlan) settle(ctx context.Context, bi *repo.BackupInfo, warn func(
 		return fmt.Errorf("load the manifest of backup %s, which this %s backup builds on: %w; make a full backup, and run: holdfast pg verify --stanza=%s --set=%s",
 			line.Label, p.Type, err, p.Stanza, line.Label)
 	}
-	p.Prior, p.prior = line.Label, prior
+	p.Prior, p.PriorVersion, p.prior = line.Label, line.BackrestVersion, prior
 	if was := prior.Options.CompressType; was != p.Compress {
 		warn("compression stays %s as in backup %s: a backup set has one compression type; %s takes effect with the next full backup", was, prior.Label, p.Compress)
 		p.Compress, p.level = was, prior.Options.CompressLevel
@@ -160,21 +160,16 @@ func inherit(f, was *repo.File, label repo.Label) {
 }
 
 // blockSize is the size of the blocks in which a file is stored, 0 for a file stored whole. The set keeps what its first
-// backup chose. New files get blocks of one or two pages whatever their size: the map costs six bytes a block (0.07 %),
-// while larger blocks multiply what a scattered change stores. Files that nobody changed for long get larger ones.
+// backup chose. Unless somebody chose otherwise, new files get blocks of one page whatever their size: the map costs six
+// bytes a block (0.07 %), while larger blocks multiply what a scattered change stores.
 func (r *backupRun) blockSize(f *repo.File, was *repo.File) (size int64, sum int) {
-	const page, day = 8192, 24 * time.Hour
-	if !r.o.Block || f.Size < 2*page {
+	if !r.o.Block || f.Size == 0 {
 		return 0, 0
 	}
 	if was != nil && was.BlockMapSize > 0 && f.Size >= was.BlockSize {
 		return was.BlockSize, was.BlockSumSize
 	}
-	size = page
-	if age := time.Duration(r.m.TimeStart-f.Timestamp) * time.Second; age >= 28*day {
-		size = 4 * page
-	}
-	return size, repo.BlockChecksumSize(size)
+	return r.o.BlockSizes.of(f.Size, time.Duration(r.m.TimeStart-f.Timestamp)*time.Second)
 }
 
 // priorMap loads the block map of a file in the prior backup; nil when it has none or the blocks are of another size.
