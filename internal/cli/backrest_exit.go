@@ -30,8 +30,11 @@ const (
 	codeLock       = 50
 	codeMissing    = 55
 	codeConnect    = 56
+	codeQuery      = 57
 	codeStop       = 62
 	codeTerm       = 63
+	codeFeature    = 67
+	codeCommandSet = 68 // archive_command
 	codeLinkTarget = 70
 	codeBackupSet  = 75
 	codeTablespace = 76
@@ -39,7 +42,9 @@ const (
 	codeDBMissing  = 80
 	codeDBInvalid  = 81
 	codeTimeout    = 82
+	codeArchiveOff = 87
 	codeCrypto     = 95
+	codeKernel     = 100
 	codeRepo       = 103
 	codeCommand    = 104
 	codeClock      = 106
@@ -57,6 +62,7 @@ var backrestCodes = []struct {
 	{engine.ErrPartly, codeCommand},
 	{engine.ErrPassphrase, codeCrypto},
 	{repo.ErrCipher, codeCrypto},
+	{pg.ErrConnect, codeConnect}, // before fs.ErrNotExist: a socket that is not there is no missing file
 	{engine.ErrStanzaMissing, codeMissing},
 	{engine.ErrStanzaMismatch, codeInvalid},
 	{engine.ErrArchiveMismatch, codeMismatch},
@@ -65,7 +71,13 @@ var backrestCodes = []struct {
 	{engine.ErrWALMissing, codeMissing},
 	{engine.ErrNoBackup, codeBackupSet},
 	{engine.ErrLastBackup, codeBackupSet},
+	{engine.ErrTarget, codeFormat},
 	{engine.ErrTimeline, codeDBMismatch},
+	{engine.ErrWALName, backrest.CodeParamInvalid},
+	{engine.ErrOtherServer, codeDBMismatch},
+	{engine.ErrArchiveOff, codeArchiveOff},
+	{engine.ErrArchiveAlways, codeFeature},
+	{engine.ErrArchiveCommand, codeCommandSet},
 	{engine.ErrTargetNotEmpty, codeNotEmpty},
 	{engine.ErrTargetRunning, codeRunning},
 	{engine.ErrTablespaceMap, codeTablespace},
@@ -125,9 +137,12 @@ func backrestCode(err error) int {
 	}
 	var path *fs.PathError
 	var version *pg.UnsupportedVersionError
+	var query interface{ SQLState() string } // of the server
 	switch {
 	case errors.As(err, &version):
 		return codeVersion
+	case errors.As(err, &query):
+		return codeQuery
 	case errors.As(err, &path):
 		return codeOpen
 	}

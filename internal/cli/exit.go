@@ -117,7 +117,7 @@ var sentinelCodes = []struct {
 	code int
 	errs []error
 }{
-	{exitUsage, []error{conf.ErrRefused, catalog.ErrUnknown, action.ErrNoStore, engine.ErrTablespaceMap, engine.ErrLinkMap, engine.ErrLinkInside, engine.ErrDBMissing, engine.ErrDBInvalid}},
+	{exitUsage, []error{conf.ErrRefused, catalog.ErrUnknown, action.ErrNoStore, engine.ErrTarget, engine.ErrTablespaceMap, engine.ErrLinkMap, engine.ErrLinkInside, engine.ErrDBMissing, engine.ErrDBInvalid}},
 	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, engine.ErrPassphrase, engine.ErrCopyConflict, repo.ErrSealed, instance.ErrNoInstance, action.ErrRestart}},
 	{exitBusy, []error{action.ErrBusy, repo.ErrLocked, durable.ErrLocked}},
 }

@@ -187,6 +187,7 @@ type QueueOptions struct {
 	WALDir     string // pg_wal
 	ProcessMax int
 	QueueMax   int64 // bytes of WAL that may wait before it is dropped; 0: it never is
+	BatchSize  int64 // bytes of WAL pushed before it is looked again how much waits; 0: all that does
 	// Push puts one file into every repository. ErrPartly: at least one has it, so that it makes sense to go on with the next
 	// file although this one has to come again.
 	Push func(ctx context.Context, path string) error
@@ -204,7 +205,8 @@ func (s Spool) PushQueue(ctx context.Context, o QueueOptions) error {
 		return fmt.Errorf("spool: %w", err)
 	}
 	for {
-		ready, err := readySegments(o.WALDir)
+		all, err := readySegments(o.WALDir)
+		ready := slices.Clone(all)
 		if err == nil {
 			ready, err = s.queue(out, o.WALDir, ready)
 		}
@@ -214,10 +216,10 @@ func (s Spool) PushQueue(ctx context.Context, o QueueOptions) error {
 		dropped := false
 		notice := ""
 		if err == nil {
-			dropped, notice, err = s.overflow(out, ready, o)
+			dropped, notice, err = s.overflow(out, all, ready, o)
 		}
 		if err == nil && !dropped {
-			err = s.pushBatch(ctx, out, ready, notice, o)
+			err = s.pushBatch(ctx, out, batch(o, ready), notice, o)
 		}
 		switch {
 		case err == nil:
@@ -282,13 +284,29 @@ func (s *Spool) queue(out, walDir string, ready []string) ([]string, error) {
 	return slices.DeleteFunc(ready, func(n string) bool { return !waiting[n] }), nil
 }
 
+// batch are the first files of ready, as many as BatchSize permits, one at least.
+func batch(o QueueOptions, ready []string) []string {
+	if o.BatchSize <= 0 {
+		return ready
+	}
+	size := int64(0)
+	for i, name := range ready {
+		size += waitingBytes(o.WALDir, []string{name})
+		if i > 0 && size > o.BatchSize {
+			return ready[:i]
+		}
+	}
+	return ready
+}
+
 // overflow drops what waits when it exceeds the limit: the operator chose a gap in the archive over a full disk. Long
-// before that, notice is a warning that goes out with each file.
-func (s *Spool) overflow(out string, ready []string, o QueueOptions) (dropped bool, notice string, err error) {
+// before that, notice is a warning that goes out with each file. What is in the archive already waits as well when it comes
+// after a file that is not: PostgreSQL asks in their order, and removes none before the first is done.
+func (s *Spool) overflow(out string, all, ready []string, o QueueOptions) (dropped bool, notice string, err error) {
 	if o.QueueMax <= 0 {
 		return false, "", nil
 	}
-	waiting := waitingBytes(o.WALDir, ready)
+	waiting := waitingBytes(o.WALDir, all[slices.Index(all, ready[0]):])
 	if waiting > o.QueueMax {
 		for _, name := range ready {
 			text := fmt.Sprintf("0\ndropped WAL file '%s' because archive queue exceeded %s: the archive has a gap from here on; make a new backup\n", name, Size(o.QueueMax))

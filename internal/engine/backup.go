@@ -28,9 +28,11 @@ type BackupOptions struct {
 	Level          int
 	ProcessMax     int   // workers that copy files; at least 1
 	ChecksumPage   *bool // nil: as the cluster has data checksums
+	NoPageHeaders  bool  // the cluster encrypts its pages: of their headers only the checksum is looked at
 	ArchiveCheck   bool  // wait for the WAL that the backup needs
 	ArchiveCopy    bool  // store that WAL in the backup too; needs ArchiveCheck
 	ArchiveTimeout time.Duration
+	RefuseAlways   bool     // archive_mode=always is an error, with ArchiveCheck
 	Exclude        []string // paths relative to the data directory; a trailing slash leaves out contents only
 	Annotations    map[string]string
 
@@ -39,6 +41,7 @@ type BackupOptions struct {
 	BundleSize    int64 // bytes of original files in one bundle; 0: 20 MiB
 	BundleLimit   int64 // largest file that is bundled, bytes; 0: 2 MiB
 	Block         bool  // block incremental: store the blocks that changed instead of whole files
+	BlockSizes    BlockSizes
 	Hardlink      bool  // link unchanged files into a diff or incr; only on a file system, not with Bundle
 	Resume        bool  // a full backup takes over what an interrupted one left
 	Rate          int64 // bytes of original files read per second, by all workers together; 0: no limit
@@ -50,6 +53,7 @@ type BackupOptions struct {
 	Standby        StandbyMode    // where most files are read
 	StandbyConn    pg.ConnOptions // the standby's session
 	StandbyDataDir string         // the standby's data directory, on this host
+	Remote         bool           // the primary is on another host: every file is read from the standby; DataDir is not used
 }
 
 // StandbyMode says whether a backup reads the bulk of the files from a standby.
@@ -66,6 +70,7 @@ type BackupPlan struct {
 	Stanza       string            `json:"stanza"`
 	Type         repo.BackupType   `json:"type"`            // what it will be
 	Prior        repo.Label        `json:"prior,omitempty"` // the backup that a diff or incr builds on
+	PriorVersion string            `json:"-"`               // of the program that made it
 	DataDir      string            `json:"data_dir"`
 	Version      string            `json:"pg_version"`
 	SystemID     uint64            `json:"system_id"`
@@ -109,7 +114,7 @@ func (s *Stanza) PlanBackup(ctx context.Context, o BackupOptions) (*BackupPlan, 
 	if _, _, err := repo.Reconcile(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass); err != nil { // Run tells what it finds
 		return nil, fmt.Errorf("stanza %s: %w", s.o.Stanza, err)
 	}
-	control, _, err := pg.ReadControl(ctx, o.DataDir)
+	control, err := s.readControl(ctx, o.DataDir)
 	if err != nil {
 		return nil, fmt.Errorf("stanza %s: %w", s.o.Stanza, err)
 	}
@@ -168,11 +173,19 @@ func (o *BackupOptions) complete() error {
 	if o.Offline {
 		o.ArchiveCheck = false
 	}
+	if o.Remote {
+		o.DataDir = o.StandbyDataDir
+	}
+	if err := o.BlockSizes.complete(); err != nil {
+		return err
+	}
 	switch {
 	case o.Hardlink && o.Bundle:
 		return errors.New("hard links and bundles exclude each other: files in a bundle can't be linked")
 	case o.ArchiveCopy && !o.ArchiveCheck:
 		return errors.New("WAL can only be copied into the backup (archive-copy) when it is waited for (archive-check) and the server is running")
+	case o.Remote && o.Standby == StandbyNo:
+		return errors.New("the primary is on another host, where its files can't be read: back up from a standby on this host (backup-standby), or on that host")
 	case o.Offline && o.Standby != StandbyNo:
 		return errors.New("a backup from a standby needs a running server")
 	}
@@ -198,25 +211,28 @@ func (p *BackupPlan) look(ctx context.Context) error {
 		return err
 	}
 	facts, err := conn.Facts(ctx)
-	if err = errors.Join(err, conn.Close()); err != nil {
-		return fmt.Errorf("ask the server about itself: %w", err)
+	if err == nil {
+		err = p.check(ctx, conn, facts)
 	}
-	return p.check(facts)
+	return errors.Join(err, conn.Close())
 }
 
 // check compares the running server with the data directory and decides on page checksums.
-func (p *BackupPlan) check(f pg.ServerFacts) error {
-	if f.SystemID != p.control.SystemID {
-		return fmt.Errorf("the server that answers has system identifier %d, but %s has %d: port or socket of another cluster", f.SystemID, p.o.DataDir, p.control.SystemID)
-	}
-	if a, b := realPath(f.DataDirectory), realPath(p.o.DataDir); a != b {
-		return fmt.Errorf("the server says that its data directory is %s, not %s", f.DataDirectory, p.o.DataDir)
+func (p *BackupPlan) check(ctx context.Context, conn *pg.Conn, f pg.ServerFacts) error {
+	if p.o.Remote {
+		if f.SystemID != p.control.SystemID {
+			return fmt.Errorf("the primary at %s has system identifier %d, the standby's %s has %d: they are different clusters", p.o.Conn.Host, f.SystemID, p.o.DataDir, p.control.SystemID)
+		}
+	} else if err := sameCluster(f, p.control, p.o.DataDir); err != nil {
+		return err
 	}
 	if f.InRecovery {
 		return errors.New("the server is a standby (in recovery): back up the primary")
 	}
-	if f.ArchiveMode == "off" && p.o.ArchiveCheck {
-		return errors.New("archive_mode is off: set it to on, restart PostgreSQL, and run: holdfast pg check")
+	if p.o.ArchiveCheck {
+		if err := archiveSettings(ctx, conn, f, p.o.RefuseAlways); err != nil {
+			return err
+		}
 	}
 	p.decidePages()
 	return nil
@@ -240,7 +256,7 @@ func realPath(p string) string {
 }
 
 func (p *BackupPlan) newScan(ctx context.Context, m *repo.Manifest, spaces []pg.Tablespace) *scan {
-	sc := &scan{ctx: ctx, m: m, root: filepath.Clean(p.o.DataDir), version: p.control.Version, online: !p.o.Offline, names: newOwnerNames(), warn: p.s.warn,
+	sc := &scan{ctx: ctx, m: m, root: filepath.Clean(p.o.DataDir), version: p.control.Version, spaceDir: p.control.Version.TablespaceDirOf(p.control.CatalogVersion), online: !p.o.Offline, names: newOwnerNames(), warn: p.s.warn,
 		exclude: make(map[string]bool)}
 	for _, e := range p.o.Exclude {
 		sc.exclude["pg_data/"+e] = true
@@ -425,7 +441,7 @@ func (r *backupRun) connect(ctx context.Context) (err error) {
 		return err
 	}
 	r.standby, err = r.findStandby(ctx)
-	if err != nil && r.o.Standby == StandbyPrefer && ctx.Err() == nil {
+	if err != nil && r.o.Standby == StandbyPrefer && !r.o.Remote && ctx.Err() == nil {
 		r.s.warn("no standby to read from, the primary serves the whole backup: %v", err)
 		return nil
 	}
@@ -476,7 +492,14 @@ func (r *backupRun) begin(ctx context.Context) ([]todo, error) {
 	if r.start, err = r.conn.BackupStart(ctx, label, r.o.Fast); err != nil {
 		return nil, err
 	}
-	control, _, err := pg.ReadControl(ctx, r.o.DataDir)
+	s.step("backup", "started", fmt.Sprintf("%s, lsn = %s", r.start.Segment, r.start.LSN))
+	if r.standby != nil {
+		s.step("backup", "standby", r.o.StandbyDataDir)
+		if err := r.standby.conn.AwaitReplay(ctx, r.start.LSN, r.o.ArchiveTimeout); err != nil {
+			return nil, err
+		}
+	}
+	control, err := s.readControl(ctx, r.o.DataDir)
 	if err != nil {
 		return nil, err
 	}
@@ -492,12 +515,6 @@ func (r *backupRun) begin(ctx context.Context) ([]todo, error) {
 	r.control = control
 	if err := r.ensureHistory(ctx); err != nil {
 		return nil, err
-	}
-	if r.standby != nil {
-		s.step("backup", "standby", r.o.StandbyDataDir)
-		if err := r.standby.conn.AwaitReplay(ctx, r.start.LSN, r.o.ArchiveTimeout); err != nil {
-			return nil, err
-		}
 	}
 	spaces, err := r.conn.Tablespaces(ctx)
 	if err != nil {
@@ -603,6 +620,14 @@ func (r *backupRun) newManifest(dbs []pg.Database) *repo.Manifest {
 	return m
 }
 
+// primaryDir is the primary's data directory; empty when it is on another host.
+func (r *backupRun) primaryDir() string {
+	if r.o.Remote {
+		return ""
+	}
+	return r.o.DataDir
+}
+
 // awaitFirst makes the segment that the backup starts in complete and waits for it in the archive.
 func (r *backupRun) awaitFirst(ctx context.Context) error {
 	if !r.o.ArchiveCheck {
@@ -619,7 +644,7 @@ func (r *backupRun) awaitFirst(ctx context.Context) error {
 	if err = errors.Join(err, conn.Close()); err != nil {
 		return err
 	}
-	return r.s.await(ctx, r.db, []string{r.start.Segment}, r.o.ArchiveTimeout, r.o.Conn, r.o.DataDir)
+	return r.s.await(ctx, r.db, []string{r.start.Segment}, r.o.ArchiveTimeout, r.o.Conn, r.primaryDir())
 }
 
 // stop takes PostgreSQL out of backup mode and stores the files that it hands over.
@@ -630,6 +655,7 @@ func (r *backupRun) stop(ctx context.Context) error {
 		return err
 	}
 	r.m.LSNStop, r.m.ArchiveStop, r.m.TimeStop = stopped.LSN.String(), pg.SegmentName(r.tli, stopped.LSN, r.control.WALSegmentSize), stopped.Time.Unix()
+	r.s.step("backup", "stopped", fmt.Sprintf("%s, lsn = %s", r.m.ArchiveStop, r.m.LSNStop))
 	owner := r.m.FileDefault
 	owner.Mode = r.m.PathDefault.Mode & 0o644
 	for _, f := range []struct {
@@ -662,7 +688,7 @@ func (r *backupRun) awaitWAL(ctx context.Context) error {
 	}
 	segments := pg.SegmentsBetween(r.tli, r.start.LSN, stop, r.control.WALSegmentSize)
 	r.s.step("backup", "wal", fmt.Sprintf("%s to %s", segments[0], segments[len(segments)-1]))
-	if err := r.s.await(ctx, r.db, segments, r.o.ArchiveTimeout, r.o.Conn, r.o.DataDir); err != nil || !r.o.ArchiveCopy {
+	if err := r.s.await(ctx, r.db, segments, r.o.ArchiveTimeout, r.o.Conn, r.primaryDir()); err != nil || !r.o.ArchiveCopy {
 		return err
 	}
 	return r.copyWAL(ctx, segments)
@@ -704,7 +730,7 @@ func (r *backupRun) publish(ctx context.Context) error {
 	if err := repo.SaveArchiveInfo(ctx, s.o.Storage, s.o.Stanza, r.ai, s.o.Pass); err != nil {
 		return fmt.Errorf("save archive.info: %w", err)
 	}
-	if l := s.linker(); l != nil {
+	if l := s.linker(); l != nil && !s.o.NoSymlinks {
 		if err := l.Symlink(ctx, string(r.m.Label), repo.BackupDir(s.o.Stanza)+"/latest"); err != nil {
 			s.warn("the link backup/%s/latest could not be set (it is for people only): %v", s.o.Stanza, err)
 		}

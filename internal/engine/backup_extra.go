@@ -36,7 +36,7 @@ func (s *Stanza) makeDirs(ctx context.Context, m *repo.Manifest) error {
 		}
 	}
 	for _, t := range m.Targets {
-		if t.TablespaceID == "" {
+		if t.TablespaceID == "" || s.o.NoSymlinks {
 			continue
 		}
 		if err := l.Symlink(ctx, "../../pg_tblspc/"+t.TablespaceID, base+"pg_data/pg_tblspc/"+t.TablespaceID); err != nil {

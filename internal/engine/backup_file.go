@@ -85,7 +85,7 @@ type fileWork struct {
 // relations do; WAL replays the drop.
 func (w *fileWork) run(ctx context.Context) (gone bool, err error) {
 	if w.f.Name == controlName {
-		_, data, err := pg.ReadControl(ctx, w.o.DataDir)
+		_, data, err := pg.ReadControlAs(ctx, w.o.DataDir, w.s.o.PGVersion)
 		if err != nil {
 			return false, err
 		}
@@ -187,6 +187,9 @@ func (w *fileWork) checker() {
 	}
 	file := w.file
 	w.pages = pg.NewPageChecker(w.control.PageSize, pg.PageSegmentNumber(path.Base(w.f.Name)), func(off int64, page []byte) (int, error) { return file.ReadAt(page, off) })
+	if w.o.NoPageHeaders {
+		w.pages.IgnoreHeaders()
+	}
 }
 
 // forget clears what the entry may say from an earlier life; names, owner, size and time stamp stay.
@@ -284,9 +287,9 @@ func (w *fileWork) writeImage(ctx context.Context, size int64, sum int, old *rep
 		defer out.abort()
 	}
 	begin = out.size
-	super := int64(superBlockFull)
+	super := w.o.BlockSizes.SuperFull
 	if w.m.Type != repo.Full {
-		super = superBlockDiff
+		super = w.o.BlockSizes.SuperDiff
 	}
 	bw, err := repo.NewBlockWriter(func() (io.Writer, error) { return out, out.open() }, repo.BlockWriterOptions{
 		BlockSize: size, ChecksumSize: sum, SuperSize: super, Prior: old, Reference: len(w.m.References) - 1,

@@ -50,7 +50,7 @@ func (p *BackupPlan) settle(ctx context.Context, bi *repo.BackupInfo, warn func(
 	if prior.Options.CompressType == repo.BZ2 {
 		return fmt.Errorf("backup %s is compressed with bz2, which can only be read here, and a set has one compression: make a full backup, it will have %s", line.Label, p.Compress)
 	}
-	p.Prior, p.prior = line.Label, prior
+	p.Prior, p.PriorVersion, p.prior = line.Label, line.BackrestVersion, prior
 	if was := prior.Options.CompressType; was != p.Compress {
 		warn("compression stays %s as in backup %s: a backup set has one compression type; %s takes effect with the next full backup", was, prior.Label, p.Compress)
 		p.Compress, p.level = was, prior.Options.CompressLevel
@@ -163,21 +163,16 @@ func inherit(f, was *repo.File, label repo.Label) {
 }
 
 // blockSize is the size of the blocks in which a file is stored, 0 for a file stored whole. The set keeps what its first
-// backup chose. New files get blocks of one or two pages whatever their size: the map costs six bytes a block (0.07 %),
-// while larger blocks multiply what a scattered change stores. Files that nobody changed for long get larger ones.
+// backup chose. Unless somebody chose otherwise, new files get blocks of one page whatever their size: the map costs six
+// bytes a block (0.07 %), while larger blocks multiply what a scattered change stores.
 func (r *backupRun) blockSize(f *repo.File, was *repo.File) (size int64, sum int) {
-	const page, day = 8192, 24 * time.Hour
-	if !r.o.Block || f.Size < 2*page {
+	if !r.o.Block || f.Size == 0 {
 		return 0, 0
 	}
 	if was != nil && was.BlockMapSize > 0 && f.Size >= was.BlockSize {
 		return was.BlockSize, was.BlockSumSize
 	}
-	size = page
-	if age := time.Duration(r.m.TimeStart-f.Timestamp) * time.Second; age >= 28*day {
-		size = 4 * page
-	}
-	return size, repo.BlockChecksumSize(size)
+	return r.o.BlockSizes.of(f.Size, time.Duration(r.m.TimeStart-f.Timestamp)*time.Second)
 }
 
 // priorMap loads the block map of a file in the prior backup; nil when it has none or the blocks are of another size.

@@ -20,17 +20,18 @@ import (
 
 // scan walks a data directory and fills the manifest's targets, paths, links and files (format page, section 14).
 type scan struct {
-	ctx     context.Context
-	m       *repo.Manifest
-	root    string // the data directory
-	version pg.Version
-	online  bool
-	exclude map[string]bool // manifest names relative to pg_data; a trailing slash means contents only
-	names   *ownerNames
-	warn    func(format string, a ...any)
-	spaces  map[string]pg.Tablespace // by oid; nil when offline
-	linked  []string                 // destinations of links met, absolute
-	real    map[string]string        // manifest directory → where it really is, for linked directories and tablespaces
+	ctx      context.Context
+	m        *repo.Manifest
+	root     string // the data directory
+	version  pg.Version
+	spaceDir string // of this version inside a tablespace
+	online   bool
+	exclude  map[string]bool // manifest names relative to pg_data; a trailing slash means contents only
+	names    *ownerNames
+	warn     func(format string, a ...any)
+	spaces   map[string]pg.Tablespace // by oid; nil when offline
+	linked   []string                 // destinations of links met, absolute
+	real     map[string]string        // manifest directory → where it really is, for linked directories and tablespaces
 }
 
 var (
@@ -286,7 +287,7 @@ func (s *scan) tablespace(name, real string, linkInfo fs.FileInfo) error {
 	}
 	s.m.Paths = append(s.m.Paths, repo.Path{Name: key, Owner: s.owner(parent)})
 	s.real[key] = abs
-	versionDir := s.version.TablespaceDirName()
+	versionDir := s.spaceDir
 	info, err := os.Stat(filepath.Join(abs, versionDir))
 	if os.IsNotExist(err) {
 		return nil

@@ -209,7 +209,7 @@ func (s *Stanza) removeManifest(ctx context.Context, l repo.Label) error {
 // relinkLatest points the link for people, where the store has links, to the newest backup that stayed.
 func (s *Stanza) relinkLatest(ctx context.Context, bi *repo.BackupInfo) {
 	l, ok := s.o.Storage.(storage.Linker)
-	if !ok || !s.o.Storage.Abilities().Links {
+	if !ok || !s.o.Storage.Abilities().Links || s.o.NoSymlinks {
 		return
 	}
 	link := repo.BackupDir(s.o.Stanza) + "/latest"

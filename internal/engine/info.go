@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"path"
 	"slices"
@@ -51,6 +50,8 @@ type InfoRepo struct {
 	Cipher string     `json:"cipher"`
 	Key    int        `json:"key"`
 	Status InfoResult `json:"status"`
+
+	cause error // of InfoOther
 }
 
 type InfoResult struct {
@@ -172,23 +173,17 @@ func (s *Stanza) Cluster(ctx context.Context, systemID uint64, version string) (
 // Info describes the stanza as the repository has it; set (may be empty) narrows it to one backup with details. A stanza
 // that is not there is no error but a status, as with pgbackrest.
 func (s *Stanza) Info(ctx context.Context, set repo.Label) (*StanzaInfo, error) {
-	out := &StanzaInfo{Archive: []ArchiveRange{}, Backup: []BackupInfo{}, Cipher: "none", DB: []InfoDB{}, Name: s.o.Stanza, Status: InfoStatus{Message: "ok"}}
+	cipher := "none"
 	if s.o.Pass != "" {
-		out.Cipher = "aes-256-cbc"
+		cipher = "aes-256-cbc"
 	}
-	held := false
-	if s.o.LockDir != "" {
-		var err error
-		if _, held, err = repo.ReadLock(s.o.LockDir, s.o.Stanza, "backup", s.o.RepoKey); err != nil {
-			return nil, fmt.Errorf("stanza %s: %w", s.o.Stanza, err)
-		}
+	out, err := InfoAcross(ctx, s.o.Stanza, []InfoRepository{{Key: s.o.RepoKey, Cipher: cipher, Stanza: s}}, set)
+	if err == nil && out.Status.Code == InfoOther {
+		err = out.Repo[0].cause
 	}
-	out.Status.Lock = map[string]InfoLock{"backup": {Held: held}}
-	err := s.fillInfo(ctx, out, set)
 	if err != nil {
 		return nil, err
 	}
-	out.Repo = []InfoRepo{{Cipher: out.Cipher, Key: s.o.RepoKey, Status: InfoResult{out.Status.Code, out.Status.Message}}}
 	return out, nil
 }
 
@@ -204,10 +199,10 @@ func (s *Stanza) fillInfo(ctx context.Context, out *StanzaInfo, set repo.Label) 
 				if err != nil {
 					return err
 				}
-				return status(3, "missing stanza data")
+				return status(InfoNoData, "missing stanza data")
 			}
 		}
-		return status(1, "missing stanza path")
+		return status(InfoNoPath, "missing stanza path")
 	}
 	if err != nil {
 		return s.notLoaded(ctx, repo.BackupDir(s.o.Stanza)+"/backup.info", err)
@@ -237,12 +232,11 @@ func (s *Stanza) fillInfo(ctx context.Context, out *StanzaInfo, set repo.Label) 
 	}
 	switch {
 	case set != "" && len(out.Backup) == 0:
-		out.DB, out.Archive = []InfoDB{}, []ArchiveRange{}
-		return status(6, "requested backup not found")
+		return status(InfoBackupAbsent, "requested backup not found")
 	case len(out.Backup) == 0:
-		return status(2, "no valid backups")
+		return status(InfoNoBackup, "no valid backups")
 	}
-	return nil
+	return status(InfoOK, "ok")
 }
 
 // archiveRange finds the first and last segment of one archive id.
@@ -355,87 +349,31 @@ func (s *Stanza) details(ctx context.Context, b *BackupInfo, pass repo.Secret) e
 	return nil
 }
 
-// WriteInfo prints stanzas as pgbackrest's info does for people.
-func WriteInfo(w io.Writer, stanzas []*StanzaInfo, local *time.Location) error {
-	var b strings.Builder
-	for i, st := range stanzas {
-		if i > 0 {
-			b.WriteString("\n")
-		}
-		fmt.Fprintf(&b, "stanza: %s\n", st.Name)
-		switch {
-		case st.Status.Code == 0 && st.Status.Lock["backup"].Held:
-			b.WriteString("    status: ok (backup/expire running)\n")
-		case st.Status.Code == 0:
-			b.WriteString("    status: ok\n")
-		default:
-			fmt.Fprintf(&b, "    status: error (%s)\n", st.Status.Message)
-		}
-		if st.Status.Code == 1 {
-			continue
-		}
-		fmt.Fprintf(&b, "    cipher: %s\n", st.Cipher)
-		for j, db := range st.DB {
-			writeInfoDB(&b, st, db, j == len(st.DB)-1, local)
-		}
-	}
-	if len(stanzas) == 0 {
-		b.WriteString("No stanzas exist in the repository.\n")
-	}
-	_, err := io.WriteString(w, b.String())
-	return err
-}
-
-func writeInfoDB(b *strings.Builder, st *StanzaInfo, db InfoDB, current bool, local *time.Location) {
-	// Of an earlier cluster nothing may be left; and where one backup was asked for, only its cluster is of interest.
-	one := len(st.Backup) == 1 && st.Backup[0].DatabaseRef != nil
-	if !slices.ContainsFunc(st.Backup, func(k BackupInfo) bool { return k.Database.ID == db.ID }) &&
-		(one || !slices.ContainsFunc(st.Archive, func(a ArchiveRange) bool { return a.Database.ID == db.ID })) {
-		return
-	}
-	name := "prior"
-	if current {
-		name = "current"
-	}
-	fmt.Fprintf(b, "\n    db (%s)\n", name)
-	for _, a := range st.Archive {
-		if a.Database.ID == db.ID {
-			span := "none present"
-			if a.Min != nil {
-				span = *a.Min + "/" + *a.Max
-			}
-			fmt.Fprintf(b, "        wal archive min/max (%s): %s\n", db.Version, span)
-		}
-	}
+func writeInfoBackup(b *strings.Builder, k BackupInfo, local *time.Location) {
 	at := func(t int64) string { return time.Unix(t, 0).In(local).Format("2006-01-02 15:04:05") }
-	for _, k := range st.Backup {
-		if k.Database.ID != db.ID {
-			continue
-		}
-		fmt.Fprintf(b, "\n        %s backup: %s\n", k.Type, k.Label)
-		fmt.Fprintf(b, "            timestamp start/stop: %s / %s\n", at(k.Timestamp.Start), at(k.Timestamp.Stop))
-		if k.Archive.Start != nil && k.Archive.Stop != nil {
-			fmt.Fprintf(b, "            wal start/stop: %s / %s\n", *k.Archive.Start, *k.Archive.Stop)
-		} else {
-			b.WriteString("            wal start/stop: n/a\n")
-		}
-		if k.DatabaseRef != nil && k.LSN != nil {
-			fmt.Fprintf(b, "            lsn start/stop: %s / %s\n", k.LSN.Start, k.LSN.Stop)
-		}
-		fmt.Fprintf(b, "            database size: %s, database backup size: %s\n", Size(k.Info.Size), Size(k.Info.Delta))
-		if k.Info.Repository.Size != nil {
-			fmt.Fprintf(b, "            repo%d: backup set size: %s, backup size: %s\n", k.Database.RepoKey, Size(*k.Info.Repository.Size), Size(k.Info.Repository.Delta))
-		} else {
-			fmt.Fprintf(b, "            repo%d: backup size: %s\n", k.Database.RepoKey, Size(k.Info.Repository.Delta))
-		}
-		if len(k.Reference) > 0 {
-			fmt.Fprintf(b, "            backup reference list: %s\n", strings.Join(k.Reference, ", "))
-		}
-		if k.DatabaseRef != nil {
-			writeInfoDetails(b, k)
-		} else if k.Error != nil && *k.Error {
-			b.WriteString("            error(s) detected during backup\n")
-		}
+	fmt.Fprintf(b, "\n        %s backup: %s\n", k.Type, k.Label)
+	fmt.Fprintf(b, "            timestamp start/stop: %s / %s\n", at(k.Timestamp.Start), at(k.Timestamp.Stop))
+	if k.Archive.Start != nil && k.Archive.Stop != nil {
+		fmt.Fprintf(b, "            wal start/stop: %s / %s\n", *k.Archive.Start, *k.Archive.Stop)
+	} else {
+		b.WriteString("            wal start/stop: n/a\n")
+	}
+	if k.DatabaseRef != nil && k.LSN != nil {
+		fmt.Fprintf(b, "            lsn start/stop: %s / %s\n", k.LSN.Start, k.LSN.Stop)
+	}
+	fmt.Fprintf(b, "            database size: %s, database backup size: %s\n", Size(k.Info.Size), Size(k.Info.Delta))
+	if k.Info.Repository.Size != nil {
+		fmt.Fprintf(b, "            repo%d: backup set size: %s, backup size: %s\n", k.Database.RepoKey, Size(*k.Info.Repository.Size), Size(k.Info.Repository.Delta))
+	} else {
+		fmt.Fprintf(b, "            repo%d: backup size: %s\n", k.Database.RepoKey, Size(k.Info.Repository.Delta))
+	}
+	if len(k.Reference) > 0 {
+		fmt.Fprintf(b, "            backup reference list: %s\n", strings.Join(k.Reference, ", "))
+	}
+	if k.DatabaseRef != nil {
+		writeInfoDetails(b, k)
+	} else if k.Error != nil && *k.Error {
+		b.WriteString("            error(s) detected during backup\n")
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"holdfast/internal/durable"
+	"holdfast/internal/pg"
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
 )
@@ -23,6 +24,9 @@ type Options struct {
 	// able to look into it, whoever came first.
 	LockOwner *durable.Owner
 	ExecID    string // who holds the lock, for the lock file: "<pid>-<8 hex>"
+
+	PGVersion  pg.Version // of a fork of PostgreSQL with numbers of its own: the version it is built on; 0: PostgreSQL
+	NoSymlinks bool       // no symbolic links in the repository, for file systems that have none
 
 	Version string           // written as backrest-version
 	Now     func() time.Time // the clock; nil: time.Now
@@ -142,4 +146,9 @@ var (
 	ErrTargetNotEmpty  = errors.New("target directory is not empty")
 	ErrTargetRunning   = errors.New("PostgreSQL is running on the target directory")
 	ErrCorrupt         = errors.New("content does not match its checksum")
+	ErrWALName         = errors.New("not the name of a WAL segment, a timeline history or a backup history file")
+	ErrOtherServer     = errors.New("the server that answers does not run on this data directory")
+	ErrArchiveOff      = errors.New("archive_mode is off")
+	ErrArchiveAlways   = errors.New("archive_mode=always is not supported")
+	ErrArchiveCommand  = errors.New("archive_command is empty")
 )

@@ -26,6 +26,7 @@ type PushOptions struct {
 	Compress    repo.CompressType
 	Level       int
 	HeaderCheck bool // compare the segment's long header with the stanza
+	Again       bool // the same segment may well come twice: no warning
 }
 
 // PushOutcome says what Push did.
@@ -54,7 +55,7 @@ func (s *Stanza) Push(ctx context.Context, o PushOptions) (PushOutcome, error) {
 	name := filepath.Base(file)
 	isSegment := pg.IsSegmentName(strings.TrimSuffix(name, ".partial"))
 	if !isSegment && !pg.IsHistoryName(name) && !pg.IsBackupHistoryName(name) {
-		return PushOutcome{}, fmt.Errorf("push %s: not the name of a WAL segment, a timeline history or a backup history file", name)
+		return PushOutcome{}, fmt.Errorf("push %s: %w", name, ErrWALName)
 	}
 	ai, err := s.loadArchiveInfo(ctx)
 	if err != nil {
@@ -62,7 +63,7 @@ func (s *Stanza) Push(ctx context.Context, o PushOptions) (PushOutcome, error) {
 	}
 	db := ai.DB()
 	if o.DataDir != "" {
-		c, _, err := pg.ReadControl(ctx, o.DataDir)
+		c, err := s.readControl(ctx, o.DataDir)
 		if err != nil {
 			return PushOutcome{}, fmt.Errorf("push %s: %w", name, err)
 		}
@@ -89,22 +90,25 @@ func (s *Stanza) Push(ctx context.Context, o PushOptions) (PushOutcome, error) {
 		return PushOutcome{Object: object}, wrap(s.store(ctx, object, spec, f, ""), "push %s", name)
 	}
 	if o.HeaderCheck {
-		if err := checkHeader(f, db); err != nil {
+		if err := s.checkHeader(f, db); err != nil {
 			return PushOutcome{}, fmt.Errorf("push %s: %w", name, err)
 		}
 	}
 	out, err := s.pushSegment(ctx, dir+"/"+name[:16], name, f, spec)
+	if out.Existed && !o.Again {
+		s.warn("WAL file %s is in the archive already with the same checksum; archive_command ran twice for it, which is harmless", name)
+	}
 	return out, wrap(err, "push %s", name)
 }
 
 // checkHeader compares the segment's long page header with the stanza's current entry and with the size of the file.
-func checkHeader(f *os.File, db repo.DB) error {
+func (s *Stanza) checkHeader(f *os.File, db repo.DB) error {
 	var b [8192]byte
 	n, err := f.ReadAt(b[:], 0)
 	if err != nil && err != io.EOF {
 		return err
 	}
-	h, err := pg.ParseWALHeader(b[:n])
+	h, err := pg.ParseWALHeaderAs(b[:n], s.o.PGVersion)
 	if err != nil {
 		return err
 	}
@@ -145,7 +149,6 @@ func (s *Stanza) pushSegment(ctx context.Context, dir, name string, f *os.File, 
 	if len(found) > 0 {
 		o := found[0]
 		if o.sha1 == sum {
-			s.warn("WAL file %s is in the archive already with the same checksum; archive_command ran twice for it, which is harmless", name)
 			return PushOutcome{Object: o.name, Existed: true}, nil
 		}
 		return PushOutcome{}, fmt.Errorf("%w: %s has SHA-1 %s, the file to push %s; two clusters may be archiving to stanza %s: see archive_command on each", ErrArchiveConflict, o.name, o.sha1, sum, s.o.Stanza)
@@ -281,7 +284,7 @@ func (s *Stanza) Get(ctx context.Context, o GetOptions) error {
 	}
 	want := ai.DB()
 	if o.DataDir != "" {
-		c, _, err := pg.ReadControl(ctx, o.DataDir)
+		c, err := s.readControl(ctx, o.DataDir)
 		if err != nil {
 			return fmt.Errorf("get %s: %w", o.Name, err)
 		}

@@ -127,7 +127,7 @@ func (r *restoreRun) prepareControl() (string, error) {
 		return "", err
 	}
 	// Recovery starts from backup_label. Should that get lost, this checkpoint keeps the cluster from starting.
-	if err := pg.InvalidateCheckpoint(data); err != nil {
+	if err := pg.InvalidateCheckpoint(data, r.s.o.PGVersion); err != nil {
 		return "", fmt.Errorf("%s: %w", controlName, err)
 	}
 	f, err := root.root.OpenFile(rel+controlSuffix, os.O_WRONLY, 0)

@@ -161,7 +161,7 @@ func (p *RestorePlan) targetCluster(ctx context.Context) (id uint64, version str
 	if v, err := pg.ReadVersionFile(p.DataDir); err == nil {
 		version = v.String()
 	}
-	c, _, err := pg.ReadControl(ctx, p.DataDir)
+	c, err := p.s.readControl(ctx, p.DataDir)
 	if ctx.Err() != nil {
 		return 0, "", ctx.Err()
 	}
@@ -209,7 +209,7 @@ func (r *restoreRun) clean(ctx context.Context) error {
 		case t.file != "":
 			continue
 		case t.tablespace():
-			rel = r.version.TablespaceDirName()
+			rel = r.spaceDir()
 			name += "/" + rel
 			if info, err := t.root.Lstat(rel); errors.Is(err, fs.ErrNotExist) {
 				continue

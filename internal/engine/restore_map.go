@@ -48,7 +48,7 @@ func (p *RestorePlan) checkManifest() error {
 	if p.m.HasFile(controlTmpName) {
 		return fmt.Errorf("the manifest has a file %s, which a restore makes itself", controlTmpName)
 	}
-	own := p.version.TablespaceDirName()
+	own := p.spaceDir()
 	inside := func(name string) error {
 		rest, ok := strings.CutPrefix(name, "pg_tblspc/")
 		if !ok {
@@ -228,11 +228,19 @@ func (p *RestorePlan) TablespaceDirs() []string {
 	return dirs
 }
 
+// spaceDir is the directory of the restored cluster's version inside a tablespace.
+func (p *RestorePlan) spaceDir() string {
+	if p.m.DB.CatalogVersion == 0 {
+		return p.version.TablespaceDirName()
+	}
+	return p.version.TablespaceDirOf(p.m.DB.CatalogVersion)
+}
+
 // contentDir is the directory that belongs to the restored cluster alone: in a tablespace, other versions' may stand
 // beside.
 func (p *RestorePlan) contentDir(r *restoreRoot) string {
 	if r.tablespace() {
-		return filepath.Join(r.dir, p.version.TablespaceDirName())
+		return filepath.Join(r.dir, p.spaceDir())
 	}
 	return r.dir
 }

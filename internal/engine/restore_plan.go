@@ -97,6 +97,7 @@ type RestorePlan struct {
 
 // What callers may ask of a refused restore, besides the errors in options.go.
 var (
+	ErrTarget        = errors.New("recovery target") // it can't be one, whatever the repository holds
 	ErrTimeline      = errors.New("the backup is not on the way to the target timeline")
 	ErrTablespaceMap = errors.New("tablespace map does not fit the backup")
 	ErrLinkMap       = errors.New("link map does not fit the backup")
@@ -205,12 +206,12 @@ func (o *RestoreOptions) check() error {
 	}
 	if o.Type == TargetLSN {
 		if _, err := pg.ParseLSN(o.Target); err != nil {
-			return err
+			return fmt.Errorf("%w: %w", ErrTarget, err)
 		}
 	}
 	if o.Type == TargetXID {
 		if _, err := strconv.ParseUint(o.Target, 10, 64); err != nil {
-			return fmt.Errorf("target %q is not a transaction number", o.Target)
+			return fmt.Errorf("%w %q is not a transaction number", ErrTarget, o.Target)
 		}
 	}
 	switch o.Action {
@@ -220,7 +221,7 @@ func (o *RestoreOptions) check() error {
 	}
 	if o.Timeline != "" && o.Timeline != "current" && o.Timeline != "latest" {
 		if n, err := parseTimeline(o.Timeline); err != nil || n == 0 {
-			return fmt.Errorf("target timeline %q: give a number, current or latest", o.Timeline)
+			return fmt.Errorf("%w timeline %q: give a number, current or latest", ErrTarget, o.Timeline)
 		}
 	}
 	writes := o.Type != TargetNone && o.Type != TargetPreserve
@@ -248,8 +249,10 @@ func (s *Stanza) chooseBackup(bi *repo.BackupInfo, o RestoreOptions) (repo.Label
 	switch o.Type {
 	case TargetTime:
 		t, err := ParseTargetTime(o.Target, s.o.Local)
-		if err != nil {
-			return "", err
+		if err != nil && o.Set == "" {
+			return "", fmt.Errorf("%w: no backup can be chosen for %w", ErrTarget, err)
+		} else if err != nil {
+			break // PostgreSQL knows more ways to write a time
 		}
 		after = func(l repo.BackupLine) bool { return l.TimeStop >= t.Unix() }
 		if o.Set != "" { // the operator's choice, refused only when recovery must fail
@@ -325,5 +328,5 @@ func parseTargetTime(v string, local *time.Location) (t time.Time, told string, 
 			return t, strings.TrimSuffix(v, zone) + "+00", nil
 		}
 	}
-	return time.Time{}, "", fmt.Errorf("target time %q: write YYYY-MM-DD HH:MM:SS, with fraction and zone (+02) if wanted", v)
+	return time.Time{}, "", fmt.Errorf("time %q: write YYYY-MM-DD HH:MM:SS, with fraction and zone (+02) if wanted", v)
 }

@@ -271,6 +271,12 @@ func (s *Stanza) matches(ai *repo.ArchiveInfo, bi *repo.BackupInfo, c pg.Control
 	return nil
 }
 
+// readControl reads a cluster's control file.
+func (s *Stanza) readControl(ctx context.Context, dataDir string) (pg.Control, error) {
+	c, _, err := pg.ReadControlAs(ctx, dataDir, s.o.PGVersion)
+	return c, err
+}
+
 // wrap adds a message to an error and leaves nil alone.
 func wrap(err error, format string, a ...any) error {
 	if err == nil {

@@ -1,6 +1,7 @@
 package pg
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,7 @@ const (
 	invalidAuthorization = "28000" // SQLSTATE: among others, "peer" authentication failed
 )
 
-// ConnOptions says how to reach a server. Nothing else does: PG… variables and ~/.pgpass have no effect (except that
+// ConnOptions says how to reach a server. Nothing else does: PG… variables have no effect, nor has ~/.pgpass (except that
 // the driver refuses to work if PGSERVICE names a service that does not exist).
 type ConnOptions struct {
 	Host     string // host name or socket directory
@@ -32,7 +33,20 @@ type ConnOptions struct {
 	Password Secret
 	Database string        // default "postgres"
 	Timeout  time.Duration // for connecting, not for queries; default 30 s
+	Query    time.Duration // for one query, which the server then ends with an error; 0: as long as it takes
+
+	PassFile          string // in libpq's form (~/.pgpass), asked when Password is empty; "": none
+	SSLMode, SSLRoots string // as PGSSLMODE and PGSSLROOTCERT; "": encrypted if the server can, whoever it is
 }
+
+// ErrConnect says that no session could be opened: there is no server, or it does not let us in.
+var ErrConnect = errors.New("no connection to PostgreSQL")
+
+// connectError is err, which is an ErrConnect.
+type connectError struct{ error }
+
+func (e connectError) Is(target error) bool { return target == ErrConnect }
+func (e connectError) Unwrap() error        { return e.error }
 
 // Conn is one session; not safe for concurrent use. A context that ends during a call closes the session, because the
 // answer of the server could no longer be told from the next one.
@@ -43,7 +57,7 @@ type Conn struct {
 	inBackup    bool
 }
 
-// Connect opens a session with all timeouts of the server off and application_name holdfast. It fails with
+// Connect opens a session with all timeouts of the server off, but the one asked for, and application_name holdfast. It fails with
 // *UnsupportedVersionError on servers outside 13 to 18. Root connects to a socket as the role's namesake, so that "peer"
 // authentication lets it in. No error contains the password.
 func Connect(ctx context.Context, o ConnOptions) (*Conn, error) {
@@ -53,7 +67,7 @@ func Connect(ctx context.Context, o ConnOptions) (*Conn, error) {
 	}
 	raw, err := connect(ctx, config, peerUser(o))
 	if err != nil {
-		return nil, fmt.Errorf("connect to PostgreSQL at %s port %d as %s: %w", config.Host, config.Port, config.User, err)
+		return nil, connectError{fmt.Errorf("connect to PostgreSQL at %s port %d as %s: %w", config.Host, config.Port, config.User, err)}
 	}
 	c := &Conn{c: raw}
 	if err := c.prepare(ctx); err != nil {
@@ -98,15 +112,15 @@ func connConfig(o ConnOptions) (*pgx.ConnConfig, error) {
 	case o.Port < 1 || o.Port > 65535:
 		return nil, fmt.Errorf("port %d is out of range", o.Port)
 	}
-	tls := "prefer"
+	tls := cmp.Or(o.SSLMode, "prefer")
 	if strings.HasPrefix(o.Host, "/") || strings.HasPrefix(o.Host, "@") {
 		tls = "disable" // a socket of this machine
 	}
 	var text strings.Builder
 	for _, pair := range [][2]string{
 		{"host", o.Host}, {"port", strconv.Itoa(o.Port)}, {"user", o.User}, {"dbname", o.Database},
-		{"password", ""}, {"passfile", ""}, {"options", ""}, {"target_session_attrs", "any"},
-		{"sslmode", tls}, {"sslcertmode", "disable"}, {"sslcert", ""}, {"sslkey", ""}, {"sslrootcert", ""}, {"sslpassword", ""},
+		{"password", ""}, {"passfile", o.PassFile}, {"options", ""}, {"target_session_attrs", "any"},
+		{"sslmode", tls}, {"sslcertmode", "disable"}, {"sslcert", ""}, {"sslkey", ""}, {"sslrootcert", o.SSLRoots}, {"sslpassword", ""},
 		{"sslsni", "1"}, {"sslnegotiation", "postgres"}, {"channel_binding", "prefer"}, {"require_auth", ""},
 		{"min_protocol_version", "3.0"}, {"max_protocol_version", "3.0"}, {"connect_timeout", "0"},
 	} {
@@ -117,12 +131,14 @@ func connConfig(o ConnOptions) (*pgx.ConnConfig, error) {
 	if err != nil {
 		return nil, err
 	}
-	config.Password = string(o.Password)
+	if o.Password != "" {
+		config.Password = string(o.Password)
+	}
 	config.ConnectTimeout = o.Timeout
 	// Sent with the first message, these also win over settings of the role. The rest is for prepare.
 	config.RuntimeParams = map[string]string{
 		"application_name": applicationName, "client_encoding": "UTF8", "search_path": "pg_catalog",
-		"standard_conforming_strings": "on", "statement_timeout": "0", "lock_timeout": "0",
+		"standard_conforming_strings": "on", "statement_timeout": strconv.FormatInt(o.Query.Milliseconds(), 10), "lock_timeout": "0",
 	}
 	return config, nil
 }

@@ -75,10 +75,14 @@ func controlCRCOffset(v Version) int {
 	return 288
 }
 
-// ParseControl reads the first 512 bytes of a control file. It fails with *UnsupportedVersionError if the version
+// ParseControl is ParseControlAs for PostgreSQL's own control files.
+func ParseControl(b []byte) (Control, error) { return ParseControlAs(b, 0) }
+
+// ParseControlAs reads the first 512 bytes of a control file. force (0: none) is the version that a fork is built on, whose
+// own numbers are then not looked up. It fails with *UnsupportedVersionError if the version
 // numbers are none of the version table, with ErrControlChecksum if the CRC32C is wrong, and with a plain error on
 // sizes that PostgreSQL does not allow.
-func ParseControl(b []byte) (Control, error) {
+func ParseControlAs(b []byte, force Version) (Control, error) {
 	f := fields{b: b}
 	c := Control{
 		SystemID:            f.u64(controlSystemID),
@@ -96,8 +100,10 @@ func ParseControl(b []byte) (Control, error) {
 		return Control{}, fmt.Errorf("pg_control has %d bytes, expected at least %d", len(b), controlSignificant)
 	}
 	var err error
-	if c.Version, err = versionOfControl(c.ControlVersion, c.CatalogVersion); err != nil {
-		return Control{}, fmt.Errorf("pg_control: %w", err)
+	if c.Version = force; force == 0 {
+		if c.Version, err = versionOfControl(c.ControlVersion, c.CatalogVersion); err != nil {
+			return Control{}, fmt.Errorf("pg_control: %w", err)
+		}
 	}
 	crc := controlCRCOffset(c.Version)
 	if controlCRC(b[:crc]) != f.u32(crc) {
@@ -123,15 +129,20 @@ const (
 	controlPause    = 20 * time.Millisecond
 )
 
-// ReadControl reads dataDir/global/pg_control, again while it is torn (being written), and returns it with its
-// significant 512 bytes padded with zeros to ControlFileSize. It gives up with ErrControlChecksum after about two
-// seconds, and with the context's error when that ends first.
+// ReadControl is ReadControlAs for PostgreSQL's own control files.
 func ReadControl(ctx context.Context, dataDir string) (Control, []byte, error) {
-	path := filepath.Join(dataDir, "global", "pg_control")
-	return readControl(ctx, path, controlAttempts, readHead)
+	return ReadControlAs(ctx, dataDir, 0)
 }
 
-func readControl(ctx context.Context, path string, attempts int, read func(path string, n int) ([]byte, error)) (Control, []byte, error) {
+// ReadControlAs reads dataDir/global/pg_control, again while it is torn (being written), and returns it with its
+// significant 512 bytes padded with zeros to ControlFileSize. It gives up with ErrControlChecksum after about two
+// seconds, and with the context's error when that ends first. force is as in ParseControlAs.
+func ReadControlAs(ctx context.Context, dataDir string, force Version) (Control, []byte, error) {
+	path := filepath.Join(dataDir, "global", "pg_control")
+	return readControl(ctx, path, force, controlAttempts, readHead)
+}
+
+func readControl(ctx context.Context, path string, force Version, attempts int, read func(path string, n int) ([]byte, error)) (Control, []byte, error) {
 	pause := time.NewTicker(controlPause)
 	defer pause.Stop()
 	for attempt := 1; ; attempt++ {
@@ -139,7 +150,7 @@ func readControl(ctx context.Context, path string, attempts int, read func(path 
 		if err != nil {
 			return Control{}, nil, fmt.Errorf("read control file: %w", err)
 		}
-		c, err := ParseControl(b)
+		c, err := ParseControlAs(b, force)
 		if err == nil {
 			return c, append(b, make([]byte, ControlFileSize-len(b))...), nil
 		}
@@ -170,9 +181,10 @@ func readHead(path string, n int) ([]byte, error) {
 }
 
 // InvalidateCheckpoint replaces the checkpoint LSN by 0xDEAD and recomputes the CRC, in place, so that the cluster
-// cannot be started without its backup_label (format page, section 16.6). b must be a valid control file.
-func InvalidateCheckpoint(b []byte) error {
-	c, err := ParseControl(b)
+// cannot be started without its backup_label (format page, section 16.6). b must be a valid control file; force is as in
+// ParseControlAs.
+func InvalidateCheckpoint(b []byte, force Version) error {
+	c, err := ParseControlAs(b, force)
 	if err != nil {
 		return fmt.Errorf("invalidate checkpoint: %w", err)
 	}

@@ -77,7 +77,7 @@ func TestReadControlAgainWhileTorn(t *testing.T) {
 		}
 		return bytes.Clone(good), nil
 	}
-	c, b, err := readControl(t.Context(), "pg_control", 5, read)
+	c, b, err := readControl(t.Context(), "pg_control", 0, 5, read)
 	if err != nil || c.Version != 18 || reads != 3 {
 		t.Errorf("%+v, %v after %d reads", c, err, reads)
 	}
@@ -85,12 +85,12 @@ func TestReadControlAgainWhileTorn(t *testing.T) {
 		t.Error("the returned file is not the significant bytes padded with zeros")
 	}
 	always := func(string, int) ([]byte, error) { return torn, nil }
-	if _, _, err := readControl(t.Context(), "pg_control", 3, always); !errors.Is(err, ErrControlChecksum) {
+	if _, _, err := readControl(t.Context(), "pg_control", 0, 3, always); !errors.Is(err, ErrControlChecksum) {
 		t.Errorf("a file that stays torn: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, _, err := readControl(ctx, "pg_control", 1000000, always); !errors.Is(err, context.Canceled) {
+	if _, _, err := readControl(ctx, "pg_control", 0, 1000000, always); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 	if _, _, err := ReadControl(t.Context(), t.TempDir()); !errors.Is(err, fs.ErrNotExist) {
@@ -105,7 +105,7 @@ func TestInvalidateCheckpoint(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := InvalidateCheckpoint(b); err != nil {
+		if err := InvalidateCheckpoint(b, 0); err != nil {
 			t.Fatal(err)
 		}
 		after, err := ParseControl(b)
@@ -121,7 +121,7 @@ func TestInvalidateCheckpoint(t *testing.T) {
 	b[300] ^= 1 // outside the checksum
 	b[20] ^= 1
 	unchanged := bytes.Clone(b)
-	if err := InvalidateCheckpoint(b); err == nil || !bytes.Equal(b, unchanged) {
+	if err := InvalidateCheckpoint(b, 0); err == nil || !bytes.Equal(b, unchanged) {
 		t.Errorf("a damaged file was made valid (%v)", err)
 	}
 }
@@ -146,7 +146,7 @@ func FuzzControl(f *testing.F) {
 		if !ValidSegmentSize(c.WALSegmentSize) || NewPageChecker(c.PageSize, 0, nil) == nil {
 			t.Fatalf("%+v", c)
 		}
-		if err := InvalidateCheckpoint(b); err != nil {
+		if err := InvalidateCheckpoint(b, 0); err != nil {
 			t.Fatal(err)
 		}
 	})

@@ -135,6 +135,10 @@ func (v Version) ControlVersion() uint32 { return v.numbers().control }
 func (v Version) WALMagic() uint16 { return v.numbers().magic }
 
 // TablespaceDirName is the directory that this version uses inside a tablespace, "PG_15_202209061".
-func (v Version) TablespaceDirName() string {
-	return fmt.Sprintf("PG_%d_%d", int(v), v.CatalogVersion())
+func (v Version) TablespaceDirName() string { return v.TablespaceDirOf(v.CatalogVersion()) }
+
+// TablespaceDirOf is that directory for a cluster with the catalog version that its control file tells, which a fork may
+// have its own.
+func (v Version) TablespaceDirOf(catalog uint32) string {
+	return fmt.Sprintf("PG_%d_%d", int(v), catalog)
 }

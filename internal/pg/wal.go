@@ -118,10 +118,14 @@ const (
 	walLongHeaderFlag = 0x0002
 )
 
-// ParseWALHeader reads the first 40 bytes of a segment. It fails with *UnsupportedVersionError if the magic is none of
+// ParseWALHeader is ParseWALHeaderAs for PostgreSQL's own WAL.
+func ParseWALHeader(b []byte) (WALHeader, error) { return ParseWALHeaderAs(b, 0) }
+
+// ParseWALHeaderAs reads the first 40 bytes of a segment. It fails with *UnsupportedVersionError if the magic is none of
 // the version table, and with a plain error if the header is short, is not flagged as long, or holds sizes and
-// addresses that no segment can have.
-func ParseWALHeader(b []byte) (WALHeader, error) {
+// addresses that no segment can have. force (0: none) is the version that a fork is built on, whose own magic is then not
+// looked up.
+func ParseWALHeaderAs(b []byte, force Version) (WALHeader, error) {
 	f := fields{b: b}
 	h := WALHeader{
 		Magic:       f.u16(0),
@@ -136,8 +140,10 @@ func ParseWALHeader(b []byte) (WALHeader, error) {
 		return WALHeader{}, fmt.Errorf("WAL header has %d bytes, expected at least %d", len(b), walHeaderSize)
 	}
 	var err error
-	if h.Version, err = versionOfMagic(h.Magic); err != nil {
-		return WALHeader{}, fmt.Errorf("WAL header: %w", err)
+	if h.Version = force; force == 0 {
+		if h.Version, err = versionOfMagic(h.Magic); err != nil {
+			return WALHeader{}, fmt.Errorf("WAL header: %w", err)
+		}
 	}
 	switch {
 	case flags&walLongHeaderFlag == 0:

@@ -168,7 +168,7 @@ func (d *decrypter) readHeader() error {
 	}
 	salt := header[len(header)-saltSize:]
 	if !d.raw && string(header[:len(cipherMagic)]) != cipherMagic {
-		return fmt.Errorf("%w: not an encrypted stream (it does not begin with %s)", ErrCorrupt, cipherMagic)
+		return fmt.Errorf("%w: %w: not an encrypted stream (it does not begin with %s)", ErrCorrupt, ErrCipher, cipherMagic)
 	}
 	key, iv := deriveKey(d.pass, salt)
 	block, err := aes.NewCipher(key)
