@@ -40,7 +40,7 @@ type Options struct {
 	PassFile       string                                    // where archive_command finds RepoPass
 	Tool           *ToolOptions                              // nil: the built-in engine
 	PGLockDir      string                                    // lock files shared with pgbackrest
-	PGLockOwner    *durable.Owner                            // of PGLockDir when it is made; nil: this process
+	ServerOwner    *durable.Owner                            // PostgreSQL's user, whose PGLockDir and lost data directories are; nil: this process
 	Compress       repo.CompressType
 	Level          int
 	Bundle         bool // small files of a repository apart are stored together
@@ -155,7 +155,7 @@ func (a *App) warn(format string, args ...any) {
 
 // stanza is the engine on one cluster with one repository.
 func (a *App) stanza(name string, st storage.Storage) (*engine.Stanza, error) {
-	return engine.New(engine.Options{Stanza: name, Storage: st, Pass: a.o.RepoPass, LockDir: a.o.PGLockDir, LockOwner: a.o.PGLockOwner, ExecID: a.o.ExecID, Version: a.o.Program,
+	return engine.New(engine.Options{Stanza: name, Storage: st, Pass: a.o.RepoPass, LockDir: a.o.PGLockDir, LockOwner: a.o.ServerOwner, ExecID: a.o.ExecID, Version: a.o.Program,
 		Now: a.o.Now, Events: a.o.Events})
 }
 

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"holdfast/internal/engine"
@@ -72,6 +73,9 @@ func (a *App) enableCluster(ctx context.Context, c Cluster) (ArchivingResult, er
 	if res.Outcome, err = a.createStanza(ctx, c, st); err != nil {
 		return res, err
 	}
+	if err := a.checkReach(ctx, c, a.o.RepoDir); err != nil {
+		return res, err
+	}
 	conn, err := pg.Connect(ctx, c.Conn)
 	if err != nil {
 		return res, err
@@ -81,7 +85,7 @@ func (a *App) enableCluster(ctx context.Context, c Cluster) (ArchivingResult, er
 		return res, err
 	}
 	if len(res.NeedsRestart) > 0 {
-		return res, fmt.Errorf("%w for %v: restart the server on %s, then run alation_action enable_backupv2 again", ErrRestart, res.NeedsRestart, c.DataDir)
+		return res, fmt.Errorf("%w for %s: restart the server on %s, then run alation_action enable_backupv2 again", ErrRestart, strings.Join(res.NeedsRestart, " and "), c.DataDir)
 	}
 	a.step("enable_backupv2", "check", c.Stanza)
 	check, err := s.Check(ctx, engine.CheckOptions{Conn: c.Conn, DataDir: c.DataDir, ArchiveTimeout: a.o.ArchiveTimeout})

@@ -145,7 +145,7 @@ func (a *App) backupAll(ctx context.Context) (*catalog.Set, error) {
 	if err := a.refuseInterrupted(ctx); err != nil {
 		return nil, err
 	}
-	if err := durable.MkdirAllOwned(a.o.DumpDir, 0o750, a.o.Owner); err != nil {
+	if err := durable.MkdirAllOwned(a.o.DumpDir, 0o711, a.o.Owner); err != nil {
 		return nil, fmt.Errorf("dump directory: %w", err)
 	}
 	settled, err := a.settleUnfinished(ctx)
@@ -395,6 +395,10 @@ func (r *run) settleWAL(ctx context.Context) error {
 		conn, err := pg.Connect(ctx, b.Conn)
 		if err != nil {
 			return fmt.Errorf("stanza %s: %w", b.Stanza, err)
+		}
+		// Only a role that may not see it gets an error here.
+		if conf, _, cerr := conn.Setting(ctx, "config_file"); cerr == nil && !below(conf, b.DataDir) {
+			b.point.ConfigFile = conf
 		}
 		_, _, err = conn.SwitchWAL(ctx)
 		dbs, derr := conn.Databases(ctx)

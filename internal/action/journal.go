@@ -133,7 +133,7 @@ func (a *App) giveBack(ctx context.Context, j *journal, own bool) error {
 		if _, running, err := pg.Running(c.DataDir); err != nil {
 			return err
 		} else if !running {
-			if err := a.startServer(ctx, c); err != nil {
+			if err := a.startServer(ctx, c, ""); err != nil {
 				return fmt.Errorf("the replaced data of cluster %s is back, but its server does not start: %w", stanza, err)
 			}
 		}

@@ -109,8 +109,16 @@ func (a *App) serverOwner(c Cluster) *durable.Owner {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	uid, gid := ownerOf(c.DataDir, a.o.Owner)
+	uid, gid := ownerOf(c.DataDir, a.fallbackOwner())
 	return &durable.Owner{UID: uid, GID: gid}
+}
+
+// fallbackOwner is whose a data directory is that is not there.
+func (a *App) fallbackOwner() *durable.Owner {
+	if a.o.ServerOwner != nil {
+		return a.o.ServerOwner
+	}
+	return a.o.Owner
 }
 
 // replaceOwned makes file have this content, this owner and mode 0600, durably; one that is right already is left alone.

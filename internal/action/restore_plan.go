@@ -25,7 +25,7 @@ import (
 // RestoreOptions are the inputs of destructive_restore_all.
 type RestoreOptions struct {
 	RestoreFile   string    // the application tarball
-	EBRestoreFile string    // the Event Bus tarball; empty where the set has none
+	EBRestoreFile string    // the Event Bus tarball; empty: the one of the same set beside RestoreFile, if the set has one
 	Until         time.Time // recover to this time instead of the set's recovery point; zero: the recovery point
 	FromStore     bool      // take the separate PostgreSQL backup from external storage
 	KeepReplaced  bool      // leave what was replaced beside it, under its .holdfast-replaced name
@@ -236,14 +236,18 @@ func (p *RestorePlan) application(ctx context.Context) {
 	}
 }
 
+// eventBus checks the Event Bus tarball; one that is not named is looked for beside the application tarball.
 func (p *RestorePlan) eventBus(ctx context.Context) {
-	wants := p.Set != nil && p.Set.Recovery.EventBus != nil
-	switch {
-	case p.o.EBRestoreFile == "" && wants:
-		p.missing("the set %s has an Event Bus backup: alation_conf alation.backup.eb_restore_file -s FILE%s", p.Set.ID, busSuffix)
-		return
-	case p.o.EBRestoreFile == "":
-		return
+	if p.o.EBRestoreFile == "" {
+		if p.Set == nil || p.Set.Recovery.EventBus == nil {
+			return
+		}
+		beside := filepath.Join(filepath.Dir(p.o.RestoreFile), p.Set.ID+busSuffix)
+		if _, err := os.Stat(beside); err != nil {
+			p.missing("the set %s has an Event Bus backup, which is not beside %s: alation_conf alation.backup.eb_restore_file -s FILE%s", p.Set.ID, p.o.RestoreFile, busSuffix)
+			return
+		}
+		p.o.EBRestoreFile = beside
 	}
 	in, err := inspect(ctx, p.o.EBRestoreFile, nil)
 	if err != nil {
@@ -351,6 +355,10 @@ func (p *RestorePlan) postgres(ctx context.Context) {
 		if err := p.checkServer(c, point); err != nil {
 			p.missing("cluster %s: %v", point.Stanza, err)
 		}
+		if point.ConfigFile != "" && pg.ConfigFile(c.DataDir, "") == "" {
+			p.missing("cluster %s: its configuration was outside its data directory (%s), so it is in no backup of the cluster, and there is none for %s here: on Debian make the cluster first: pg_createcluster -d %s %s main",
+				point.Stanza, point.ConfigFile, c.DataDir, c.DataDir, point.Version)
+		}
 		p.target(c.DataDir)
 		if pid, running, err := pg.Running(c.DataDir); err != nil {
 			p.missing("cluster %s: %v", point.Stanza, err)
@@ -432,10 +440,13 @@ func (p *RestorePlan) checkRepository(ctx context.Context, st storage.Storage, c
 	return err
 }
 
-// checkArchive sees to it that the restored server will be able to archive: the configured repository opens, and an
-// external tool can be run.
+// checkArchive sees to it that the restored server will be able to archive, and to read what is unpacked: the configured
+// repository opens, both can be reached, and an external tool can be run.
 func (p *RestorePlan) checkArchive(ctx context.Context, c Cluster) error {
 	if err := p.a.checkTool(c); err != nil {
+		return err
+	}
+	if err := p.a.checkReach(ctx, c, p.a.o.RepoDir, p.a.o.TempDir); err != nil {
 		return err
 	}
 	if p.Set.Mode == catalog.Apart && !p.fromStore() { // it is the one that the backup is in

@@ -28,12 +28,17 @@ func (c *Cluster) server(args []string) pg.ServerOptions {
 }
 
 // startServer starts the cluster's server, as the owner of its data directory; the directory of its log is made for it.
-func (a *App) startServer(ctx context.Context, c *Cluster) error {
-	uid, gid := ownerOf(c.DataDir, a.o.Owner)
+// before ("" is none) is the data directory that stood in its place.
+func (a *App) startServer(ctx context.Context, c *Cluster, before string) error {
+	uid, gid := ownerOf(c.DataDir, a.fallbackOwner())
 	if err := durable.MkdirAllOwned(filepath.Dir(c.LogFile), 0o750, &durable.Owner{UID: uid, GID: gid}); err != nil {
 		return fmt.Errorf("directory of the server's log: %w", err)
 	}
-	return pg.Start(ctx, c.server(nil))
+	var args []string
+	if conf := pg.ConfigFile(c.DataDir, before); conf != "" && !exists(filepath.Join(c.DataDir, "postgresql.conf")) {
+		args = []string{"-c", "config_file=" + conf}
+	}
+	return pg.Start(ctx, c.server(args))
 }
 
 // segmentRange names every WAL segment from the backup's start to the recovery point.
@@ -86,7 +91,7 @@ func (a *App) engineRestore(c Cluster, point catalog.PostgresPoint, set *catalog
 	}
 	if os.Geteuid() == 0 {
 		o.Owners = true
-		o.DefaultUID, o.DefaultGID = ownerOf(c.DataDir, a.o.Owner)
+		o.DefaultUID, o.DefaultGID = ownerOf(c.DataDir, a.fallbackOwner())
 	}
 	o.RootFrom, o.RootTo = set.Root, a.o.Root
 	return o
@@ -166,7 +171,7 @@ func (r *restoreRun) restoreCluster(ctx context.Context, c Cluster, point catalo
 	if err := r.a.writeJournal(r.j); err != nil {
 		return err
 	}
-	if err := r.a.startServer(ctx, &c); err != nil {
+	if err := r.a.startServer(ctx, &c, r.j.moveOf(c.DataDir).Aside); err != nil {
 		return err
 	}
 	return r.checkCluster(ctx, c, point, st)

@@ -282,9 +282,16 @@ func TestPlanListsAll(t *testing.T) {
 		t.Errorf("Run of a plan with missing pieces: %v", err)
 	}
 	w.o = good
+	if p := w.plan(RestoreOptions{RestoreFile: other.RestoreFile}); len(p.Missing) > 0 || len(p.From) != 2 || p.From[1].Path != other.EBRestoreFile {
+		t.Errorf("the Event Bus tarball beside is not found: %q %v", p.Missing, p.From)
+	}
+	alone := filepath.Join(t.TempDir(), "app.tar.gz")
+	if err := os.Link(o.RestoreFile, alone); err != nil {
+		t.Fatal(err)
+	}
 	for want, o := range map[string]RestoreOptions{
 		"alation.backup.restore_file":    {EBRestoreFile: o.EBRestoreFile},
-		"alation.backup.eb_restore_file": {RestoreFile: o.RestoreFile},
+		"alation.backup.eb_restore_file": {RestoreFile: alone},
 		"different runs":                 {RestoreFile: o.RestoreFile, EBRestoreFile: other.EBRestoreFile},
 		"holds the eventbus":             {RestoreFile: o.EBRestoreFile, EBRestoreFile: o.EBRestoreFile},
 		"holds the application":          {RestoreFile: o.RestoreFile, EBRestoreFile: o.RestoreFile},

@@ -52,7 +52,7 @@ func (a *App) storeRepo() (storage.Storage, error) {
 // storeStanza is the engine on one cluster in the repository on external storage. It counts as the second repository, so that
 // pgbackrest's locks on the first are not in its way.
 func (a *App) storeStanza(name string, st storage.Storage) (*engine.Stanza, error) {
-	return engine.New(engine.Options{Stanza: name, Storage: st, RepoKey: 2, Pass: a.o.RepoPass, LockDir: a.o.PGLockDir, LockOwner: a.o.PGLockOwner, ExecID: a.o.ExecID,
+	return engine.New(engine.Options{Stanza: name, Storage: st, RepoKey: 2, Pass: a.o.RepoPass, LockDir: a.o.PGLockDir, LockOwner: a.o.ServerOwner, ExecID: a.o.ExecID,
 		Version: a.o.Program, Now: a.o.Now, Events: a.o.Events})
 }
 

@@ -30,7 +30,7 @@ func full(id string) *Set {
 			{Kind: Postgres, Path: "/repo", Size: 1 << 40, Stanza: "main", Label: "20261123-115900F"},
 		},
 		Recovery: &Recovery{Name: "holdfast_1", Postgres: []PostgresPoint{{Stanza: "main", Label: "20261123-115900F", Version: "15", SystemID: 1<<64 - 1, HistoryID: 1,
-			Timeline: 2, LSN: "0/3000000", Segment: "000000020000000000000003", WALStart: "000000020000000000000002", DataDir: "/d", Bytes: 5, RepoBytes: 3,
+			Timeline: 2, LSN: "0/3000000", Segment: "000000020000000000000003", WALStart: "000000020000000000000002", DataDir: "/d", ConfigFile: "/etc/d/postgresql.conf", Bytes: 5, RepoBytes: 3,
 			Databases: []string{"postgres"}, Taken: interval, PageErrors: []string{"base/1/2"}}},
 			Files:    &FilesPoint{Taken: interval, Files: 3, Bytes: 4, IndexSHA256: "ef", Trees: []Tree{{"site", "opt/site"}}, Inconsistent: []string{"site/log"}},
 			EventBus: &BusPoint{Taken: interval, Topics: 1, Partitions: 3, Records: 99, Lost: []string{"t/0 0-5"}},

@@ -66,11 +66,12 @@ type PostgresPoint struct {
 	HistoryID  int      `json:"history_id"`
 	Timeline   uint32   `json:"timeline"`
 	LSN        string   `json:"lsn"`
-	Segment    string   `json:"segment"`    // WAL segment that holds the restore point
-	WALStart   string   `json:"wal_start"`  // first segment that a restore needs
-	DataDir    string   `json:"data_dir"`   // on the host of the backup
-	Bytes      int64    `json:"bytes"`      // original bytes of the backup
-	RepoBytes  int64    `json:"repo_bytes"` // stored bytes
+	Segment    string   `json:"segment"`               // WAL segment that holds the restore point
+	WALStart   string   `json:"wal_start"`             // first segment that a restore needs
+	DataDir    string   `json:"data_dir"`              // on the host of the backup
+	ConfigFile string   `json:"config_file,omitempty"` // postgresql.conf where it is outside DataDir: in no backup of the cluster
+	Bytes      int64    `json:"bytes"`                 // original bytes of the backup
+	RepoBytes  int64    `json:"repo_bytes"`            // stored bytes
 	Databases  []string `json:"databases"`
 	Taken      Interval `json:"taken"`
 	PageErrors []string `json:"page_errors,omitempty"` // files with bad page checksums

@@ -99,7 +99,7 @@ func backupAll(ctx context.Context, env *Env, f actionFlags) error {
 	defer cancel()
 	set, err := w.app.BackupAll(ctx)
 	warnings := l.done()
-	w.log.line(fmt.Sprintf("backup_all: ended: %v", err))
+	w.log.ended("backup_all", err)
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 			err = fmt.Errorf("%w: %v", cause, err)
@@ -130,7 +130,7 @@ func enableArchiving(ctx context.Context, env *Env, f actionFlags) error {
 	}
 	results, err := w.app.EnableArchiving(ctx)
 	l.done()
-	w.log.line(fmt.Sprintf("enable_backupv2: ended: %v", err))
+	w.log.ended("enable_backupv2", err)
 	if f.json && err == nil {
 		return env.printJSON(results)
 	}
@@ -206,7 +206,7 @@ func restoreAll(ctx context.Context, env *Env, f actionFlags, rf restoreFlags) e
 	}
 	res, err := plan.Run(ctx)
 	warnings := l.done()
-	w.log.line(fmt.Sprintf("restore: ended: %v", err))
+	w.log.ended("restore", err)
 	if err != nil {
 		return err
 	}

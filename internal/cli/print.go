@@ -34,7 +34,7 @@ func (e *Env) printBackupPlan(b *action.BackupPlan) error {
 		p.f("  postgres  %s: %s backup of %s, PostgreSQL %s, %d files, %s\n", c.Stanza, c.Type, c.DataDir, c.Version, c.Files, engine.Size(c.Bytes))
 	}
 	for _, t := range b.Trees {
-		p.f("  files     %s\n", t.Path)
+		p.f("  files     /%s\n", strings.TrimPrefix(t.Path, "/"))
 	}
 	if b.EventBus {
 		p.f("  eventbus  every selected topic\n")

@@ -40,6 +40,15 @@ func (l *runLog) line(text string) {
 	}
 }
 
+// ended writes how a verb ended.
+func (l *runLog) ended(verb string, err error) {
+	if err != nil {
+		l.line(verb + ": ended with an error: " + err.Error())
+		return
+	}
+	l.line(verb + ": ended well")
+}
+
 // append opens and closes each time: a restore may move the directory in between.
 func (l *runLog) append(text string) error {
 	// The directory is the application's, which must not turn root's writing and chown to a file of its choice.

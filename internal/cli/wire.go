@@ -132,11 +132,11 @@ func wireClusters(env *Env, w *wired, o *action.Options) error {
 		if c.BinDir != "" {
 			cluster.BinDir = w.in.Resolve(c.BinDir)
 		}
-		if v, err := pg.ReadVersionFile(cluster.DataDir); err == nil && w.in.Root() != "/" {
-			cluster.LogFile = w.in.Resolve("var/lib/pgsql/" + v.String() + "/" + c.Stanza + ".log")
-		} else {
-			cluster.LogFile = filepath.Join(w.in.LogDir(), "postgresql-"+c.Stanza+".log")
+		version := ""
+		if v, err := pg.ReadVersionFile(cluster.DataDir); err == nil { // else the data directory is lost
+			version = v.String()
 		}
+		cluster.LogFile = filepath.Join(w.in.Dir(), "var/lib/pgsql", version, c.Stanza+".log")
 		o.Clusters = append(o.Clusters, cluster)
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -47,10 +48,10 @@ func wireRepository(env *Env, w *wired, o *action.Options) error {
 		return err
 	}
 	o.RepoPass, o.PassFile = repo.Secret(pass.Reveal()), filepath.Join(w.in.ArchiverDir(), "cipher_pass")
-	clusterOwner := repositoryOwner(o.Clusters, o.Owner)
+	clusterOwner := serverUser(o.Clusters, o.Owner)
 	o.OpenRepo = func(dir string) (storage.Storage, error) { return openPosix(dir, clusterOwner) }
 	if os.Geteuid() == 0 {
-		o.PGLockOwner = clusterOwner
+		o.ServerOwner = clusterOwner
 	}
 	if path := w.values.Path(conf.KeyToolPath); path != "" {
 		o.Tool = &action.ToolOptions{Path: w.in.Resolve(path), Dir: w.in.ArchiverDir(), Env: toolEnv(env)}
@@ -140,6 +141,20 @@ func repositoryOwner(clusters []action.Cluster, fallback *durable.Owner) *durabl
 		}
 	}
 	return fallback
+}
+
+// serverUser is whose the repositories of an instance are. Where the data directories are lost it goes by who owns the
+// directories they were in, then by the instance's owner, who can't be root: PostgreSQL refuses to run as root.
+func serverUser(clusters []action.Cluster, owner *durable.Owner) *durable.Owner {
+	above := slices.Clone(clusters)
+	for i := range above {
+		above[i].DataDir = filepath.Dir(above[i].DataDir)
+	}
+	u := repositoryOwner(clusters, repositoryOwner(above, owner))
+	if usual := postgresUser(); usual != nil && u != nil && u.UID == 0 {
+		return usual
+	}
+	return u
 }
 
 // archiveCommand is archive_command with the built-in engine; passFile is empty without encryption.

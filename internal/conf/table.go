@@ -80,7 +80,7 @@ var table = []Key{
 	{Name: "alation.backup.data_temp_dir", Type: Path, Default: "/data2/tmp", Required: true, Since: "2020.3",
 		Help: "Staging directory of a run. Only what Holdfast itself created there is removed; foreign files stop the run."},
 	{Name: "alation.backup.eb_restore_file", Type: Path, Since: "2023.3",
-		Help: "Event Bus tarball that `alation_action destructive_restore_all` restores. Empty: the one of the same set, beside `restore_file`."},
+		Help: "Event Bus tarball that `alation_action destructive_restore_all` restores. Empty: the one of the same set beside `restore_file`."},
 	{Name: "alation.backup.post_script.path", Type: Path, Since: "2020.3",
 		Help: "Program that relocates the two tarballs after a run. Empty: none. It is called with their paths, the Alation tarball's first. Its failure is a warning " +
 			"with an exit code of its own. The separate PostgreSQL backup is not passed to it."},

@@ -236,7 +236,8 @@ func (i *Instance) ownDirs(owner *durable.Owner) error {
 	return durable.SyncDir(i.own("etc"))
 }
 
-// diskDirs makes the directories of the default layout on the disks themselves, mounted or not.
+// diskDirs makes the directories of the default layout on the disks themselves, mounted or not. PostgreSQL's user, who need
+// not be the instance's, has to get through those that a repository may lie in; nobody else can list them.
 func (i *Instance) diskDirs(owner *durable.Owner) error {
 	data, backup := i.disk(dataRole).source, i.disk(backupRole).source
 	for _, d := range []struct {
@@ -244,9 +245,9 @@ func (i *Instance) diskDirs(owner *durable.Owner) error {
 		mode fs.FileMode
 	}{
 		{filepath.Join(data, "site_data"), 0o750},
-		{filepath.Join(backup, "backup"), 0o750},
-		{filepath.Join(backup, "tmp"), 0o700},
-		{filepath.Join(backup, "pgbackrest"), 0o750},
+		{filepath.Join(backup, "backup"), 0o711},
+		{filepath.Join(backup, "tmp"), 0o711},
+		{filepath.Join(backup, "pgbackrest"), 0o711},
 		{filepath.Join(backup, "holdfast"), 0o750},
 		{filepath.Join(backup, "holdfast/catalog"), 0o750},
 	} {
@@ -371,6 +372,11 @@ func (i *Instance) scripts(o InitOptions, result *InitResult) error {
 		kept, err := writeOurs(f.path, f.data, f.mode)
 		if err != nil {
 			return err
+		}
+		if kept { // the program itself may have been installed there
+			if same, err := sameContent(o.Binary, f.path); err == nil && same {
+				continue
+			}
 		}
 		if kept {
 			result.Kept = append(result.Kept, f.path)

@@ -206,7 +206,12 @@ func TestForeignFilesAreKept(t *testing.T) {
 	foreign := filepath.Join(o.Root, "opt/alation/ops/alation_constants")
 	write(t, foreign, "ALATION_CHROOT=/elsewhere\n", 0o644)
 	o.HostScript = filepath.Join(t.TempDir(), "alation")
+	installed := filepath.Join(o.Root, "usr/local/bin/holdfast") // by hand, and not worth a warning
+	write(t, installed, read(t, o.Binary), 0o755)
 	r := mustInit(t, o)
+	if read(t, installed) != read(t, o.Binary) {
+		t.Error("the program that was installed by hand is another now")
+	}
 	if len(r.Kept) != 1 || r.Kept[0] != foreign || read(t, foreign) != "ALATION_CHROOT=/elsewhere\n" {
 		t.Errorf("kept %q", r.Kept)
 	}

@@ -413,7 +413,9 @@ func TestDamage(t *testing.T) {
 	if err := os.WriteFile(app, good, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	must(t, os.Rename(bus, bus+".away"))
 	fails(t, w, 5, "has an Event Bus backup", "holdfast", "restore", "--file", app, "--yes")
+	must(t, os.Rename(bus+".away", bus))
 	fails(t, w, 5, "different runs", "holdfast", "restore", "--file", app, "--eb-file", w.Dump+"/"+other.ID+"_alation_eb_backup.tar.gz", "--yes")
 	fails(t, w, 5, "not confirmed", "holdfast", "restore", "--file", app, "--eb-file", bus)
 	foreign := filepath.Join(w.Root, "data2/tmp/somebody")
