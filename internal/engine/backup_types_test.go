@@ -476,7 +476,7 @@ func TestBlockSizeOfASet(t *testing.T) {
 		pages int
 		age   time.Duration
 		block int64
-	}{{9, 700 * time.Hour, 4 * 8192}, {10, time.Hour, 4 * 8192}, {4, time.Hour, 4 * 8192}, {3, time.Hour, 8192}, {9, 800 * time.Hour, 8192}, {1, time.Hour, 0}, {9, 800 * time.Hour, 4 * 8192}} {
+	}{{9, 700 * time.Hour, 4 * 8192}, {10, time.Hour, 4 * 8192}, {4, time.Hour, 4 * 8192}, {3, time.Hour, 8192}, {9, 800 * time.Hour, 8192}, {1, time.Hour, 8192}, {0, time.Hour, 0}, {9, 800 * time.Hour, 4 * 8192}} {
 		r.server.clock = time.Now()
 		size(step.pages, step.age-time.Duration(i)*time.Minute)
 		o := engine.BackupOptions{Block: true, Type: repo.Incr}
