@@ -516,3 +516,46 @@ func TestPriorMapOfNowhere(t *testing.T) {
 		t.Errorf("error: %v", err)
 	}
 }
+
+// TestResumeWithOtherOptions: the run that takes over an interrupted backup stores otherwise than that one did. What it takes
+// over stays as it was stored, and is read as that by everybody, also as the base of the next backup.
+func TestResumeWithOtherOptions(t *testing.T) {
+	kinds := map[string]engine.BackupOptions{"files": {}, "blocks": {Block: true}, "bundles": {Bundle: true, BundleLimit: 60_000}, "both": {Bundle: true, Block: true, BundleLimit: 60_000}}
+	for before, a := range kinds {
+		for after, b := range kinds {
+			r, m := newStore(t)
+			for i := range 6 {
+				r.touch("base/16384/200"+string(rune('0'+i)), scribble(uint64(i), 50_000+i*5000), 9*time.Hour)
+			}
+			a.Compress, a.ProcessMax, a.SaveThreshold, a.Resume = repo.None, 1, 1, true
+			faulty, err := storage.NewFaulty(m, storage.Fault{Op: storage.OpCommit, Name: "*2003*", Nth: 1, Kind: storage.Die})
+			must(t, err)
+			if _, err := r.backupWith(t.Context(), faulty, m, a); err == nil {
+				t.Fatalf("%s: the fault did not end the backup", before)
+			}
+			r.warned()
+			b.Compress, b.Resume = repo.None, true
+			res, _ := r.mustBackup(m, b)
+			if w := r.warned(); !strings.Contains(w, "it is resumed") {
+				t.Errorf("%s, then %s: %s", before, after, w)
+			}
+			check := func(l repo.Label) {
+				t.Helper()
+				r.holds(m, l)
+				if _, err := (&pageReader{contents(t, m), string(r.pass)}).backup(string(l)); err != nil {
+					t.Errorf("%s, then %s: %v", before, after, err)
+				}
+			}
+			check(res.Label)
+			for i, o := range []engine.BackupOptions{b, a, b} {
+				o.Type, o.Resume = repo.Incr, false
+				text := []byte(scribble(5, 75_000))
+				copy(text[9000*i:], "changed")
+				r.touch("base/16384/2005", string(text), time.Duration(8-i)*time.Hour)
+				incr, _ := r.mustBackup(m, o)
+				check(incr.Label)
+			}
+			must(t, r.verified(m))
+		}
+	}
+}

@@ -467,3 +467,45 @@ func TestRestoreSyncsMounts(t *testing.T) {
 		t.Errorf("base/%s is not as it was", diff)
 	}
 }
+
+// TestRestoreFullDisk: the disk is too small. Nothing can start on what is there, a segment is not delivered in part, and with
+// more room --delta completes it.
+func TestRestoreFullDisk(t *testing.T) {
+	for _, o := range []engine.BackupOptions{{}, {Bundle: true, Block: true}} {
+		r, m := newStore(t)
+		full, _ := r.mustBackup(m, o)
+		disk := scratch(t)
+		if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=256k,mode=0700"); err != nil {
+			if os.Geteuid() == 0 {
+				t.Fatal(err)
+			}
+			t.Logf("only root may mount a small file system: %v", err)
+			return
+		}
+		t.Cleanup(func() { must(t, unix.Unmount(disk, unix.MNT_DETACH)) })
+		dir := filepath.Join(disk, "data")
+		if err := r.restore(t.Context(), m, dir, full.Label); !errors.Is(err, unix.ENOSPC) {
+			t.Fatalf("restore to a disk that is too small: %v", err)
+		}
+		if _, err := os.Lstat(filepath.Join(dir, "global/pg_control")); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("pg_control: %v", err)
+		}
+		dest := filepath.Join(disk, "RECOVERYXLOG")
+		if err := r.stanza(m).Get(t.Context(), engine.GetOptions{Name: full.ArchiveStop, Dest: dest}); !errors.Is(err, unix.ENOSPC) || errors.Is(err, engine.ErrWALMissing) {
+			t.Errorf("get to a full disk: %v", err)
+		}
+		if left, err := filepath.Glob(dest + "*"); err != nil || len(left) > 0 {
+			t.Errorf("it left %v, %v", left, err)
+		}
+		must(t, unix.Mount("tmpfs", disk, "tmpfs", unix.MS_REMOUNT, "size=16m,mode=0700"))
+		again := r.restoreOptions(dir, full.Label)
+		again.Delta = true
+		plan, err := r.stanzaAt(m, fixedClock).PlanRestore(t.Context(), again)
+		must(t, err)
+		_, err = plan.Run(t.Context())
+		must(t, err)
+		if diff := differ(tree(t, filepath.Join(r.server.dir, "base")), tree(t, filepath.Join(dir, "base"))); diff != "" {
+			t.Errorf("base/%s is not as it was", diff)
+		}
+	}
+}

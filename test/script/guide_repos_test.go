@@ -229,3 +229,34 @@ func TestTakingTurns(t *testing.T) {
 		t.Errorf("expire\n%s\nthe original\n%s", dry, odry)
 	}
 }
+
+// TestEachRepositoryForItself: faults that the original had when a repository was not the first one. Retention of the first was
+// applied to others (2.41), the manifests of removed backups were looked for in the first, and files in blocks could not be
+// restored from another (2.55.0).
+func TestEachRepositoryForItself(t *testing.T) {
+	r := newRig(t, "repo1-path=@/repo1\nrepo1-retention-full-type=time\nrepo1-retention-full=30\nrepo2-path=@/repo2\nrepo2-retention-full=1\nrepo2-retention-history=0\nrepo2-bundle=y\nrepo2-block=y\ncompress-type=zst\nlog-level-console=info")
+	r.run("--stanza=demo stanza-create")
+	r.c.Exec(t, "create table big as select g as id, repeat(md5(g::text), 8) as pad from generate_series(1, 20000) g", "checkpoint")
+	backup := func(repo, typ string) string {
+		return r.backup0("--stanza=demo --start-fast --repo=" + repo + " --type=" + typ + " backup")
+	}
+	first := []string{backup("1", "full"), backup("1", "full")}
+	gone, full := backup("2", "full"), backup("2", "full")
+	r.c.Exec(t, "update big set pad = 'changed' where id % 2000 = 7", "checkpoint")
+	incr := backup("2", "incr")
+	r.run("--stanza=demo expire")
+	has(t, r.run("--stanza=demo --repo=1 info"), first...)
+	has(t, r.run("--stanza=demo --repo=2 info"), full, incr)
+	hasNot(t, r.run("--stanza=demo --repo=2 info"), gone)
+	has(t, r.run("--repo=1 --recurse repo-ls backup/demo/backup.history"), first...)
+	has(t, r.run("--repo=2 --recurse repo-ls backup/demo/backup.history"), full, incr)
+	hasNot(t, r.run("--repo=2 --recurse repo-ls backup/demo/backup.history"), gone+".")
+	r.archive()
+	r.run("--stanza=demo verify")
+	r.lose()
+	has(t, r.run("--stanza=demo --log-level-console=info --repo=2 restore"), "repo2: restore backup set "+incr)
+	r.start()
+	if got := r.c.QueryString(t, "select count(*) || ' ' || count(*) filter (where pad = 'changed') from big"); got != "20000 10" {
+		t.Error(got)
+	}
+}
