@@ -246,3 +246,40 @@ func panics(f func()) (did bool) {
 	f()
 	return false
 }
+
+// TestS3Words: the S3 parameters say what pgBackRest's options say, and the keys are not among the words.
+func TestS3Words(t *testing.T) {
+	r := newRig(t)
+	r.typed("planted key\nplanted secret\n", "alation_conf", "pgsql.pgbackrest.redundancy.s3.bucket", "-s", "buck", "pgsql.pgbackrest.redundancy.s3.region", "-s", "eu-1",
+		"pgsql.pgbackrest.redundancy.s3.key", "-s", "-", "pgsql.pgbackrest.redundancy.s3.secret", "-s", "-", "pgsql.pgbackrest.redundancy.s3.uri_style", "-s", "path").has(t, 0)
+	words := func() (string, []string, error) {
+		st, err := store(r.in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, err := st.Load()
+		if err != nil {
+			t.Fatal(err)
+		}
+		words, environ, err := s3Words(&wired{in: r.in, values: v})
+		if name := storeName(r.in.Resolve, v); name != "s3://buck/holdfast" {
+			t.Errorf("it is called %s", name)
+		}
+		return strings.Join(words, " "), environ, err
+	}
+	got, environ, err := words()
+	if err != nil || strings.Contains(got, "planted") || !strings.Contains(got, "--repo1-s3-bucket=buck --repo1-s3-uri-style=path --repo1-s3-endpoint=s3.eu-1.amazonaws.com") ||
+		!strings.Contains(got, "--repo1-s3-region=eu-1") || len(environ) != 2 || environ[0] != "PGBACKREST_REPO1_S3_KEY=planted key" || environ[1] != "PGBACKREST_REPO1_S3_KEY_SECRET=planted secret" {
+		t.Errorf("%s, %d, %v", got, len(environ), err)
+	}
+	r.run("alation_conf", "pgsql.pgbackrest.redundancy.s3.endpoint", "-s", "http://127.0.0.1:9000", "--unset").has(t, 2)
+	r.run("alation_conf", "pgsql.pgbackrest.redundancy.s3.endpoint", "-s", "store:9000", "pgsql.pgbackrest.redundancy.s3.sse", "-s", "aws:kms").has(t, 0)
+	r.run("alation_conf", "--unset", "pgsql.pgbackrest.redundancy.s3.secret").has(t, 0)
+	if _, _, err := words(); err == nil || !strings.Contains(err.Error(), "both or neither") {
+		t.Errorf("with one of two keys: %v", err)
+	}
+	r.run("alation_conf", "--unset", "pgsql.pgbackrest.redundancy.s3.key").has(t, 0)
+	if got, environ, err := words(); err != nil || len(environ) > 0 || !strings.Contains(got, "--repo1-s3-endpoint=store:9000") || !strings.Contains(got, "--repo1-s3-sse=kms") || !strings.Contains(got, "--repo1-s3-key-type=auto") {
+		t.Errorf("%s, %v", got, err)
+	}
+}

@@ -1,10 +1,9 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"net"
-	"net/url"
 	"os"
 	"path"
 	"path/filepath"
@@ -101,29 +100,14 @@ func openStore(env *Env, w *wired, sub string, owner *durable.Owner) (storage.St
 // s3Words are the S3 parameters in pgBackRest's words; the keys come apart, as an environment has them.
 func s3Words(w *wired) (words, environ []string, err error) {
 	v := w.values
-	if class := v.String(conf.KeyS3StorageClass); class != "" {
-		return nil, nil, fmt.Errorf("%s = %s: the class can't be chosen yet; unset it and give the bucket a default", conf.KeyS3StorageClass, class)
+	endpoint := cmp.Or(v.String(conf.KeyS3Endpoint), "s3."+v.String(conf.KeyS3Region)+".amazonaws.com")
+	words = []string{"--repo1-s3-bucket=" + v.String(conf.KeyS3Bucket), "--repo1-s3-uri-style=" + v.String(conf.KeyS3URIStyle), "--repo1-s3-endpoint=" + endpoint}
+	for option, value := range map[string]string{"s3-region": v.String(conf.KeyS3Region), "s3-storage-class": v.String(conf.KeyS3StorageClass),
+		"s3-sse": map[string]string{"AES256": "s3", "aws:kms": "kms"}[v.String(conf.KeyS3SSE)]} {
+		if value != "" {
+			words = append(words, "--repo1-"+option+"="+value)
+		}
 	}
-	if sse := v.String(conf.KeyS3SSE); sse != "none" {
-		return nil, nil, fmt.Errorf("%s = %s can't be asked for yet; set it to none and give the bucket a default", conf.KeyS3SSE, sse)
-	}
-	region := v.String(conf.KeyS3Region)
-	words = []string{"--repo1-s3-bucket=" + v.String(conf.KeyS3Bucket), "--repo1-s3-uri-style=" + v.String(conf.KeyS3URIStyle)}
-	if region != "" {
-		words = append(words, "--repo1-s3-region="+region)
-	}
-	endpoint := v.String(conf.KeyS3Endpoint)
-	if u, uerr := url.Parse(endpoint); uerr == nil && u.Host != "" {
-		endpoint = u.Host
-	}
-	if endpoint == "" {
-		endpoint = "s3." + region + ".amazonaws.com"
-	}
-	if host, port, serr := net.SplitHostPort(endpoint); serr == nil {
-		endpoint = host
-		words = append(words, "--repo1-storage-port="+port)
-	}
-	words = append(words, "--repo1-s3-endpoint="+endpoint)
 	if ca := v.Path(conf.KeyS3CAFile); ca != "" {
 		words = append(words, "--repo1-storage-ca-file="+w.in.Resolve(ca))
 	}

@@ -26,11 +26,11 @@ type copyCase struct {
 }
 
 var copyCases = []copyCase{
-	{"as it is", "one", "one", engine.BackupOptions{Compress: repo.GZ}, engine.CopyOptions{}, false, 3},
-	{"as it is, noted often", "one", "two", engine.BackupOptions{Compress: repo.GZ}, engine.CopyOptions{SaveThreshold: 1}, false, 4},
-	{"as it is, merged", "one", "two", engine.BackupOptions{Bundle: true, BundleSize: 40_000, Compress: repo.LZ4}, engine.CopyOptions{}, true, 2},
-	{"encrypted on the way, merged", "", "two", engine.BackupOptions{Bundle: true, Block: true, BundleSize: 40_000, Compress: repo.ZST}, engine.CopyOptions{SaveThreshold: 1}, true, 2},
-	{"re-encrypted", "one", "two", engine.BackupOptions{Bundle: true, Block: true, BundleSize: 40_000, Compress: repo.ZST}, engine.CopyOptions{Reencrypt: true, SaveThreshold: 1}, false, 3},
+	{"as it is", "one", "one", engine.BackupOptions{Compress: repo.GZ}, engine.CopyOptions{}, false, 4},
+	{"as it is, noted often", "one", "two", engine.BackupOptions{Compress: repo.GZ}, engine.CopyOptions{SaveThreshold: 1}, false, 5},
+	{"as it is, merged", "one", "two", engine.BackupOptions{Bundle: true, BundleSize: 40_000, Compress: repo.LZ4}, engine.CopyOptions{}, true, 3},
+	{"encrypted on the way, merged", "", "two", engine.BackupOptions{Bundle: true, Block: true, BundleSize: 40_000, Compress: repo.ZST}, engine.CopyOptions{SaveThreshold: 1}, true, 4},
+	{"re-encrypted", "one", "two", engine.BackupOptions{Bundle: true, Block: true, BundleSize: 40_000, Compress: repo.ZST}, engine.CopyOptions{Reencrypt: true, SaveThreshold: 1}, false, 4},
 }
 
 // TestFaultsCopyTarget breaks a copy off at every call to the target, in every way, and runs it again: the target must then be
