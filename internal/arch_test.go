@@ -33,7 +33,7 @@ var allowed = map[string][]string{
 	"cmd/holdfast": {"internal/cli"},
 	"internal/cli": {
 		"internal/web", "internal/action", "internal/eventbus", "internal/engine", "internal/repo", "internal/catalog",
-		"internal/storage", "internal/pg", "internal/tarball", "internal/instance", "internal/schedule", "internal/conf",
+		"internal/storage", "internal/storage/s3", "internal/pg", "internal/tarball", "internal/instance", "internal/schedule", "internal/conf",
 		"internal/notify", "internal/durable", "internal/backrest",
 	},
 	"internal/backrest": {},
@@ -46,6 +46,7 @@ var allowed = map[string][]string{
 	"internal/repo":                {"internal/storage"},
 	"internal/catalog":             {"internal/storage"},
 	"internal/storage":             {"internal/durable"},
+	"internal/storage/s3":          {"internal/storage"},
 	"internal/tarball":             {"internal/durable"},
 	"internal/instance":            {"internal/durable"},
 	"internal/conf":                {"internal/durable"},
@@ -75,6 +76,7 @@ var quarantine = []struct {
 	{"github.com/klauspost/compress", []string{"internal/repo", "internal/tarball"}},
 	{"github.com/pierrec/lz4", []string{"internal/repo"}},
 	{"github.com/zeebo/xxh3", []string{"internal/repo"}},
+	{"github.com/aws/", []string{"internal/storage/s3"}},
 	{"github.com/rogpeppe/", nil},
 }
 
