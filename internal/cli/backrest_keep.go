@@ -77,11 +77,12 @@ func (r *backrestRun) logExpire(p *engine.ExpirePlan, dry bool) {
 		r.log.at(logInfo, head+"remove directory "+string(d.Label)+" ("+d.Reason+")")
 	}
 	for _, w := range p.WAL {
-		if w.First == "" {
+		if len(w.Ranges) == 0 {
 			r.log.logf(logInfo, "%s%s remove archive directory %s, %d files", head, w.ArchiveID, w.Dir, w.Files)
-			continue
 		}
-		r.log.logf(logInfo, "%s%s remove archive, start = %s, stop = %s", head, w.ArchiveID, w.First, w.Last)
+		for _, seg := range w.Ranges {
+			r.log.logf(logInfo, "%s%s remove archive, start = %s, stop = %s", head, w.ArchiveID, seg.First, seg.Last)
+		}
 	}
 	for _, h := range p.History {
 		r.log.at(logInfo, head+"remove history manifest "+string(h))

@@ -80,10 +80,9 @@ func printExpire(out io.Writer, p *engine.ExpirePlan, dry bool) error {
 		fmt.Fprintf(&b, "%s directory %s: %s\n", verb, d.Label, d.Reason)
 	}
 	for _, w := range p.WAL {
-		if w.First == "" {
-			fmt.Fprintf(&b, "%s archive %s, %d files\n", verb, w.Dir, w.Files)
-		} else {
-			fmt.Fprintf(&b, "%s WAL of %s from %s to %s, %d files\n", verb, w.ArchiveID, w.First, w.Last, w.Files)
+		fmt.Fprintf(&b, "%s archive %s, %d files\n", verb, w.Dir, w.Files)
+		for _, seg := range w.Ranges {
+			fmt.Fprintf(&b, "%s WAL of %s from %s to %s\n", verb, w.ArchiveID, seg.First, seg.Last)
 		}
 	}
 	fmt.Fprintf(&b, "stanza %s: %d backup(s), %d WAL file(s) (%s)\n", p.Stanza, len(p.Backups), p.WALFiles, engine.Size(p.WALBytes))

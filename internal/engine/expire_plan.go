@@ -24,14 +24,19 @@ type ExpiredDir struct {
 // ExpiredWAL is WAL of one directory that goes. Dir is an archive id ("15-1": all of it, or timeline history files in it) or
 // a 16-digit directory below one.
 type ExpiredWAL struct {
-	ArchiveID string   `json:"archive_id"`
-	Dir       string   `json:"dir"`
-	Whole     bool     `json:"whole"`           // the directory goes with all that is in it
-	Files     int      `json:"files"`           // segments, partial segments, .backup and .history files
-	Bytes     int64    `json:"bytes"`           // as stored
-	First     string   `json:"first,omitempty"` // lowest and highest segment
-	Last      string   `json:"last,omitempty"`
-	Names     []string `json:"-"` // objects; empty when Whole
+	ArchiveID string         `json:"archive_id"`
+	Dir       string         `json:"dir"`
+	Whole     bool           `json:"whole"`            // the directory goes with all that is in it
+	Files     int            `json:"files"`            // segments, partial segments, .backup and .history files
+	Bytes     int64          `json:"bytes"`            // as stored
+	Ranges    []SegmentRange `json:"ranges,omitempty"` // segments, ascending; between two of them some stay
+	Names     []string       `json:"-"`                // objects; empty when Whole
+}
+
+// SegmentRange names the first and the last of the segments that go without one between them that stays.
+type SegmentRange struct {
+	First string `json:"first"`
+	Last  string `json:"last"`
 }
 
 // ExpirePlan is what goes, in the order of removal, and why.

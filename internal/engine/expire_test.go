@@ -104,6 +104,35 @@ func TestExpire(t *testing.T) {
 }
 
 // TestExpireDirectories: label directories that backup.info does not have.
+// TestExpireRanges: WAL that goes around WAL that an older backup needs is told as two ranges: one range would say that what
+// stays goes.
+func TestExpireRanges(t *testing.T) {
+	r := newRig(t, 15)
+	m, made := r.withTypes(repo.Full, repo.Full)
+	dir := repo.ArchiveDir("demo") + "/" + repo.ArchiveID("15", 1) + "/0000000100000000/"
+	info, err := repo.LoadBackupInfo(t.Context(), m, "demo", r.pass)
+	must(t, err)
+	first, last := info.Backups[0].ArchiveStart, info.Backups[0].ArchiveStop
+	before, after := "000000010000000000000000", "0000000100000000000000F0"
+	if before >= first || last >= after || made[1].Label == made[0].Label {
+		t.Fatalf("WAL %s to %s", first, last)
+	}
+	info.Backups[1].ArchiveStart, info.Backups[1].ArchiveStop = "0000000100000000000000FE", "0000000100000000000000FE"
+	must(t, repo.SaveBackupInfo(t.Context(), m, "demo", info, r.pass))
+	for _, segment := range []string{before, after, "0000000100000000000000F1"} {
+		must(t, storage.WriteAll(t.Context(), m, dir+segment+"-"+strings.Repeat("0", 40), []byte("x")))
+	}
+	plan, err := r.stanzaAt(m, later).PlanExpire(t.Context(), engine.ExpireOptions{Full: 9, Archive: 1, ArchiveType: repo.Full})
+	must(t, err)
+	if len(plan.WAL) != 1 {
+		t.Fatalf("plan %+v", plan)
+	}
+	got := plan.WAL[0].Ranges
+	if len(got) != 2 || got[0].First != before || got[0].Last >= first || got[1].First <= last || got[1].Last != "0000000100000000000000F1" {
+		t.Errorf("ranges %v around %s to %s", got, first, last)
+	}
+}
+
 func TestExpireDirectories(t *testing.T) {
 	r := newRig(t, 15)
 	base, made := r.withTypes(repo.Full, repo.Incr, repo.Full)

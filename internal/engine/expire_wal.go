@@ -120,13 +120,24 @@ func (p *ExpirePlan) partOfDir(ctx context.Context, archiveID, dir string, c *wa
 // scan adds to the plan what is in w.Dir and goes.
 func (p *ExpirePlan) scan(ctx context.Context, w ExpiredWAL, goes func(base string) bool) error {
 	full := repo.ArchiveDir(p.Stanza) + "/" + w.Dir
+	apart := true // from the segments before
 	for info, err := range p.s.o.Storage.List(ctx, full, storage.ListOptions{Recursive: true}) {
 		if err != nil {
 			return fmt.Errorf("list %s: %w", full, err)
 		}
-		if goes(path.Base(info.Name)) {
-			w.add(info)
+		base := path.Base(info.Name)
+		segment := len(base) >= 24 && pg.IsSegmentName(base[:24])
+		switch {
+		case !goes(base):
+			apart = apart || segment
+			continue
+		case segment && apart:
+			w.Ranges, apart = append(w.Ranges, SegmentRange{First: base[:24]}), false
 		}
+		if segment {
+			w.Ranges[len(w.Ranges)-1].Last = base[:24]
+		}
+		w.add(info)
 	}
 	if w.Files > 0 || w.Whole {
 		p.WAL = append(p.WAL, w)
@@ -139,11 +150,5 @@ func (w *ExpiredWAL) add(info storage.Info) {
 	w.Bytes += info.Size
 	if !w.Whole {
 		w.Names = append(w.Names, info.Name)
-	}
-	if name := path.Base(info.Name); len(name) >= 24 && pg.IsSegmentName(name[:24]) {
-		if w.First == "" {
-			w.First = name[:24]
-		}
-		w.First, w.Last = min(w.First, name[:24]), max(w.Last, name[:24])
 	}
 }
