@@ -155,7 +155,7 @@ func (r *backrestRun) storage(key int) (storage.Storage, error) {
 
 // storageFor opens it for another owner of new files.
 func (r *backrestRun) storageFor(key int, owner *durable.Owner) (storage.Storage, error) {
-	return openPosix(r.c.String("repo-path", key), owner)
+	return openRepo(r.env, r.c, key, owner)
 }
 
 // owner is whom new files belong to; nil: us.
@@ -168,6 +168,9 @@ func (r *backrestRun) owner(key int) *durable.Owner {
 		if d := r.c.String("pg-path", n); d != "" {
 			at = append(at, action.Cluster{DataDir: d})
 		}
+	}
+	if r.c.String("repo-type", key) != "posix" {
+		return repositoryOwner(at, postgresUser()) // of lock files; nobody owns a bucket here
 	}
 	return repositoryOwner(append(at, action.Cluster{DataDir: r.c.String("repo-path", key)}), nil)
 }
