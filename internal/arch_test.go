@@ -57,10 +57,11 @@ var allowed = map[string][]string{
 	"internal/pg/pgtest":           {"internal/pg"},
 	"internal/eventbus/kafkatest":  {"internal/eventbus"},
 	"internal/storage/storagetest": {"internal/storage"},
+	"internal/storage/servertest":  {},
 }
 
 // testHelpers are imported by tests, by other helpers and by programs under test/ only. They may read the environment.
-var testHelpers = []string{"internal/pg/pgtest", "internal/eventbus/kafkatest", "internal/storage/storagetest"}
+var testHelpers = []string{"internal/pg/pgtest", "internal/eventbus/kafkatest", "internal/storage/storagetest", "internal/storage/servertest"}
 
 // quarantine says where a dependency may be seen outside tests; the reasons are in docs/dependencies.md.
 var quarantine = []struct {
