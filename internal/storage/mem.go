@@ -205,7 +205,7 @@ func (m *Mem) List(ctx context.Context, dir string, opts ListOptions) iter.Seq2[
 			yield(Info{}, err)
 			return
 		}
-		for _, in := range m.snapshot(dir, opts.Recursive) {
+		for _, in := range m.snapshot(dir, opts) {
 			if err := ctx.Err(); err != nil {
 				yield(Info{}, err)
 				return
@@ -218,7 +218,7 @@ func (m *Mem) List(ctx context.Context, dir string, opts ListOptions) iter.Seq2[
 }
 
 // snapshot returns what List yields.
-func (m *Mem) snapshot(dir string, recursive bool) []Info {
+func (m *Mem) snapshot(dir string, opts ListOptions) []Info {
 	prefix := ""
 	if dir != "" {
 		prefix = dir + "/"
@@ -229,19 +229,19 @@ func (m *Mem) snapshot(dir string, recursive bool) []Info {
 	dirs := map[string]bool{}
 	for name, o := range m.live {
 		rest, ok := strings.CutPrefix(name, prefix)
-		if !ok {
+		if !ok || !strings.HasPrefix(rest, opts.Prefix) {
 			continue
 		}
 		first, _, below := strings.Cut(rest, "/")
 		switch {
-		case recursive || !below:
+		case opts.Recursive || !below:
 			infos = append(infos, Info{Name: name, Size: int64(len(o.data)), ModTime: o.mtime})
 		case !dirs[first]:
 			dirs[first] = true
 			infos = append(infos, Info{Name: prefix + first, Dir: true})
 		}
 	}
-	sortInfos(infos, recursive)
+	sortInfos(infos, opts.Recursive)
 	return infos
 }
 

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -459,18 +460,27 @@ func (p *Posix) List(ctx context.Context, dir string, opts ListOptions) iter.Seq
 			yield(Info{}, err)
 			return
 		}
-		p.walk(ctx, dir, opts.Recursive, yield)
+		skip := 0 // bytes of a name before what Prefix is about
+		if dir != "" {
+			skip = len(dir) + 1
+		}
+		p.walk(ctx, dir, skip, opts, yield)
 	}
 }
 
-// walk yields one directory and, if recursive, those below; false ends the walk.
-func (p *Posix) walk(ctx context.Context, dir string, recursive bool, yield func(Info, error) bool) bool {
+// walk yields one directory and, if recursive, those below, as far as their names fit the prefix; false ends the walk.
+func (p *Posix) walk(ctx context.Context, dir string, skip int, opts ListOptions, yield func(Info, error) bool) bool {
 	entries, err := p.readDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		yield(Info{}, err)
 		return false
 	}
-	sortInfos(entries, recursive)
+	entries = slices.DeleteFunc(entries, func(e Info) bool {
+		rest := e.Name[skip:]
+		below := opts.Recursive && e.Dir && strings.HasPrefix(opts.Prefix, rest+"/")
+		return !below && !strings.HasPrefix(rest, opts.Prefix)
+	})
+	sortInfos(entries, opts.Recursive)
 	for _, e := range entries {
 		if err := ctx.Err(); err != nil {
 			yield(Info{}, err)
@@ -480,8 +490,8 @@ func (p *Posix) walk(ctx context.Context, dir string, recursive bool, yield func
 			continue
 		}
 		more := true
-		if recursive && e.Dir {
-			more = p.walk(ctx, e.Name, recursive, yield)
+		if opts.Recursive && e.Dir {
+			more = p.walk(ctx, e.Name, skip, opts, yield)
 		} else {
 			more = yield(e, nil)
 		}

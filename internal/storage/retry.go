@@ -115,7 +115,15 @@ func (b Backoff) pauseFor(attempt int, err error) time.Duration {
 	return d
 }
 
-// pause is the wait after the given failed attempt, counted from 1.
+// Pause is the wait after the given failed attempt, counted from 1.
+func (b Backoff) Pause(attempt int) time.Duration { return b.withDefaults().pause(attempt) }
+
+// Wait sleeps for d or until the context ends, with its error then.
+func (b Backoff) Wait(ctx context.Context, d time.Duration) error {
+	return b.withDefaults().Sleep(ctx, d)
+}
+
+// pause is Pause once the defaults are filled in.
 func (b Backoff) pause(attempt int) time.Duration {
 	d := b.Base
 	for i := 1; i < attempt && d < b.Max; i++ {

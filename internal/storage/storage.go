@@ -13,6 +13,7 @@
 // What is here:
 //
 //	Posix    a directory of a file system, laid out as pgBackRest lays it out
+//	Uploads  the writers of an adapter for an object store: whole objects, or parts at the same time, memory bounded
 //	Mem      memory, for tests; knows what a power cut would leave
 //	Retry    repeats what failed for a temporary reason     decorators: each takes a Storage and is one,
 //	Resume   reopens a broken reader where it stopped       Linker and Sweeper included where the inner
@@ -43,8 +44,9 @@ type Info struct {
 
 // CreateOptions chooses how a new object becomes durable.
 type CreateOptions struct {
-	// Deferred lets Commit return before the bytes are on stable storage. Sync must be called before anything that
-	// refers to the object is published. Adapters without a cheaper path ignore it.
+	// Deferred lets Commit return before the bytes are on stable storage, or have even left this process. Sync must be
+	// called before anything that refers to the object is published, and before the context of Commit ends: that
+	// context stays in charge until then. Adapters without a cheaper path ignore it.
 	Deferred bool
 	// Size is the number of bytes that will be written when known, else 0. A hint: adapters must not rely on it.
 	Size int64
@@ -54,6 +56,9 @@ type CreateOptions struct {
 type ListOptions struct {
 	// Recursive yields every object below the directory and no directories; otherwise one level, with directories.
 	Recursive bool
+	// Prefix keeps only what follows the directory's "dir/" with these characters, which may contain a slash only when
+	// Recursive. A store that can asks for no more than that: one segment of a directory of 256 costs one line.
+	Prefix string
 }
 
 // Abilities says what a store can do beyond the interface, so that callers choose their plan and not their type switch.
@@ -61,6 +66,8 @@ type Abilities struct {
 	Connections int  // how many operations at once are useful; at least 1
 	Links       bool // the value also implements Linker
 	Sweeps      bool // the value also implements Sweeper
+	// Remote says that every call waits for an answer over a network: several at once cost no more time than one.
+	Remote bool
 }
 
 // Storage is a flat name space of objects. All methods may be called from many goroutines at once.

@@ -43,6 +43,7 @@ func Run(t *testing.T, open func(t *testing.T) storage.Storage) {
 		{"stat tells size and time", testStat},
 		{"list yields one level with directories", testListFlat},
 		{"list yields everything below recursively", testListRecursive},
+		{"list keeps to a prefix", testListPrefix},
 		{"list can be left early", testListBreak},
 		{"list of a missing directory yields nothing", testListMissing},
 		{"remove deletes and may be repeated", testRemove},
@@ -90,8 +91,13 @@ func read(ctx context.Context, s storage.Storage, name string, offset, length in
 // list returns names, directories with a slash behind them.
 func list(t *testing.T, s storage.Storage, dir string, recursive bool) []string {
 	t.Helper()
+	return listed(t, s, dir, storage.ListOptions{Recursive: recursive})
+}
+
+func listed(t *testing.T, s storage.Storage, dir string, o storage.ListOptions) []string {
+	t.Helper()
 	var names []string
-	for in, err := range s.List(t.Context(), dir, storage.ListOptions{Recursive: recursive}) {
+	for in, err := range s.List(t.Context(), dir, o) {
 		if err != nil {
 			t.Fatalf("list %q: %v", dir, err)
 		}
@@ -353,6 +359,28 @@ func testListRecursive(t *testing.T, s storage.Storage) {
 	all := list(t, s, "", true)
 	if len(all) != 10 || !slices.IsSorted(all) {
 		t.Errorf("from the root: %q", all)
+	}
+}
+
+func testListPrefix(t *testing.T, s storage.Storage) {
+	fill(t, s)
+	for _, c := range []struct {
+		dir, prefix string
+		recursive   bool
+		want        []string
+	}{
+		{"d", "a", false, []string{"d/a/", "d/a-x", "d/a.x", "d/a0"}},
+		{"d", "a", true, []string{"d/a-x", "d/a.x", "d/a/1", "d/a/2", "d/a0"}},
+		{"d", "a/", true, []string{"d/a/1", "d/a/2"}},
+		{"d", "a/1", true, []string{"d/a/1"}},
+		{"d", "b/c/", true, []string{"d/b/c/d"}},
+		{"", "d", false, []string{"d/", "dd"}},
+		{"", "d/a.", true, []string{"d/a.x"}},
+		{"d", "c", true, nil},
+		{"d", "aa", false, nil},
+		{"d/a/1", "", false, nil},
+	} {
+		expect(t, listed(t, s, c.dir, storage.ListOptions{Recursive: c.recursive, Prefix: c.prefix}), c.want...)
 	}
 }
 
