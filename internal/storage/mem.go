@@ -3,6 +3,7 @@ package storage
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -13,6 +14,9 @@ import (
 	"sync"
 	"time"
 )
+
+// ErrEnded is what a Writer of an adapter returns once it has been committed or aborted.
+var ErrEnded = errors.New("writer is already committed or given up")
 
 // Mem keeps objects in memory, for tests. It remembers which of them a power cut would leave (CrashClone).
 type Mem struct {

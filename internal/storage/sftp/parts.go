@@ -1,32 +1,33 @@
-package storage
+package sftp
 
 import (
 	"context"
-	"errors"
 	"sync"
+
+	"holdfast/internal/storage"
 )
 
-// Part is one piece of a new object.
-type Part struct {
+// part is one piece of a new object.
+type part struct {
 	Number int   // from 0
 	Offset int64 // of its first byte in the object
 	Data   []byte
 }
 
-// PartsOptions configures Parts.
-type PartsOptions struct {
+// partsOptions configures parts.
+type partsOptions struct {
 	Size     int // bytes of every part but the last; at least 1
 	Hold     int // full parts that are kept back before the first is sent: an object that ends before is sent as a whole; at least 1
 	Parallel int // parts in flight at once; 1 sends them in order
 	// Send stores one part and returns when the store has it. Data is its own until then. Called from several goroutines if
 	// Parallel > 1.
-	Send func(ctx context.Context, p Part) error
+	Send func(ctx context.Context, p part) error
 }
 
-// Parts cuts what is written to a new object into parts and sends them while more is being written, for stores that take
+// parts cuts what is written to a new object into parts and sends them while more is being written, for stores that take
 // an object in parts. Memory is bounded by max(Hold, Parallel)+1 parts. For one goroutine, as Writer is.
-type Parts struct {
-	o      PartsOptions
+type parts struct {
+	o      partsOptions
 	ctx    context.Context
 	cancel context.CancelFunc
 	held   [][]byte // full, not sent
@@ -41,22 +42,22 @@ type Parts struct {
 	spare   [][]byte // buffers of parts that the store has
 }
 
-// NewParts begins an object. ctx governs the sending.
-func NewParts(ctx context.Context, o PartsOptions) *Parts {
+// newParts begins an object. ctx governs the sending.
+func newParts(ctx context.Context, o partsOptions) *parts {
 	o.Hold, o.Parallel = max(o.Hold, 1), max(o.Parallel, 1)
-	p := &Parts{o: o, slots: make(chan struct{}, o.Parallel)}
+	p := &parts{o: o, slots: make(chan struct{}, o.Parallel)}
 	p.ctx, p.cancel = context.WithCancel(ctx)
 	return p
 }
 
 // Size returns how many bytes have been written.
-func (p *Parts) Size() int64 { return p.size }
+func (p *parts) Size() int64 { return p.size }
 
 // Sent reports whether parts have been sent, and how many.
-func (p *Parts) Sent() int { return p.sent }
+func (p *parts) Sent() int { return p.sent }
 
 // Write takes bytes, and waits while as many parts are in flight as may be.
-func (p *Parts) Write(b []byte) (int, error) {
+func (p *parts) Write(b []byte) (int, error) {
 	if err := p.failed(); err != nil {
 		return 0, err
 	}
@@ -77,7 +78,7 @@ func (p *Parts) Write(b []byte) (int, error) {
 }
 
 // grow makes room in the buffer: small objects are many, and must not take a whole part's memory each.
-func (p *Parts) grow(n int) {
+func (p *parts) grow(n int) {
 	if n <= cap(p.buf) {
 		return
 	}
@@ -91,7 +92,7 @@ func (p *Parts) grow(n int) {
 }
 
 // full deals with a full buffer after which more bytes come.
-func (p *Parts) full() error {
+func (p *parts) full() error {
 	p.held, p.buf = append(p.held, p.buf), nil
 	if p.sent == 0 && len(p.held) < p.o.Hold {
 		return nil
@@ -106,7 +107,7 @@ func (p *Parts) full() error {
 }
 
 // send waits for a slot and sends one part.
-func (p *Parts) send(b []byte) error {
+func (p *parts) send(b []byte) error {
 	select {
 	case p.slots <- struct{}{}:
 	case <-p.ctx.Done():
@@ -116,11 +117,11 @@ func (p *Parts) send(b []byte) error {
 		<-p.slots
 		return err
 	}
-	part := Part{Number: p.sent, Offset: int64(p.sent) * int64(p.o.Size), Data: b}
+	next := part{Number: p.sent, Offset: int64(p.sent) * int64(p.o.Size), Data: b}
 	p.sent++
 	p.flights.Go(func() {
 		defer func() { <-p.slots }()
-		err := p.o.Send(p.ctx, part)
+		err := p.o.Send(p.ctx, next)
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if err != nil && p.err == nil {
@@ -133,7 +134,7 @@ func (p *Parts) send(b []byte) error {
 }
 
 // failed returns the first error, or the context's.
-func (p *Parts) failed() error {
+func (p *parts) failed() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.err != nil {
@@ -144,32 +145,29 @@ func (p *Parts) failed() error {
 
 // Finish waits for the parts in flight and returns those that have not been sent: all of a small object, else the last.
 // An empty object has none. It may be called again.
-func (p *Parts) Finish() ([]Part, error) {
+func (p *parts) Finish() ([]part, error) {
 	p.flights.Wait()
 	if err := p.failed(); err != nil {
 		return nil, err
 	}
-	var rest []Part
+	var rest []part
 	for _, b := range append(p.held[:len(p.held):len(p.held)], p.buf) {
 		if len(b) > 0 {
 			n := p.sent + len(rest)
-			rest = append(rest, Part{Number: n, Offset: int64(n) * int64(p.o.Size), Data: b})
+			rest = append(rest, part{Number: n, Offset: int64(n) * int64(p.o.Size), Data: b})
 		}
 	}
 	return rest, nil
 }
 
 // Close ends the sending and waits for it. Writing is no longer possible.
-func (p *Parts) Close() {
+func (p *parts) Close() {
 	p.mu.Lock()
 	if p.err == nil {
-		p.err = ErrEnded
+		p.err = storage.ErrEnded
 	}
 	p.mu.Unlock()
 	p.cancel()
 	p.flights.Wait()
 	p.held, p.buf, p.spare = nil, nil, nil
 }
-
-// ErrEnded is what a Writer of an adapter returns once it has been committed or aborted.
-var ErrEnded = errors.New("writer is already committed or given up")
