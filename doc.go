@@ -14,7 +14,8 @@
 //	       catalog               backup sets: which pieces make one restorable whole ─► storage
 //	       repo                  the repository format, bytes only: info files, manifest, streams ─► storage
 //	       storage               named objects: the interface, posix, memory, wrappers ─► durable
-//	       storage/<vendor>      one adapter each, the SDK kept inside ─► storage
+//	       storage/<vendor>      one adapter each, the SDK kept inside ─► storage storage/transport
+//	       storage/transport     HTTP to a store: certificates, limits on silence, what may be repeated ─► storage
 //	       pg                    PostgreSQL as files and as a server
 //	cli ─► conf                  the parameter table and its store ─► durable
 //	       backrest              pgBackRest's command line, environment and configuration files

@@ -103,4 +103,3 @@ func TestPartsError(t *testing.T) {
 		t.Error("Write after Close succeeds")
 	}
 }
-
