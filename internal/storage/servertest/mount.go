@@ -20,10 +20,7 @@ func Mount(t testing.TB) string {
 	}
 	below, at := publicDir(t), publicDir(t)
 	data := &fs.LoopbackRoot{Path: below}
-	data.NewNode = func(root *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
-		return &poorNode{fs.LoopbackNode{RootData: root}}
-	}
-	root := &poorNode{fs.LoopbackNode{RootData: data}}
+	root := &poorNode{&fs.LoopbackNode{RootData: data}}
 	data.RootNode = root
 	o := &fs.Options{MountOptions: fuse.MountOptions{FsName: "poor", DirectMount: true, AllowOther: os.Geteuid() == 0}}
 	server, err := fs.Mount(at, root, o)
@@ -57,7 +54,12 @@ func publicDir(t testing.TB) string {
 }
 
 // poorNode is a file or directory of the poor file system.
-type poorNode struct{ fs.LoopbackNode }
+type poorNode struct{ *fs.LoopbackNode }
+
+// WrapChild implements fs.NodeWrapChilder.
+func (*poorNode) WrapChild(_ context.Context, child fs.InodeEmbedder) fs.InodeEmbedder {
+	return &poorNode{child.(*fs.LoopbackNode)}
+}
 
 // Symlink implements fs.NodeSymlinker as CIFS does without its extensions.
 func (*poorNode) Symlink(context.Context, string, string, *fuse.EntryOut) (*fs.Inode, syscall.Errno) {

@@ -154,6 +154,9 @@ func (p *Proxy) serve(w http.ResponseWriter, r *http.Request, back http.RoundTri
 	out := r.Clone(r.Context())
 	out.URL.Scheme, out.URL.Host, out.RequestURI = "https", to, ""
 	out.Body, out.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	if len(body) == 0 {
+		out.Body = http.NoBody // else it would go without a length
+	}
 	resp, err := p.forward(out, back)
 	if err != nil {
 		http.Error(w, "proxy: "+err.Error(), http.StatusBadGateway)

@@ -18,9 +18,12 @@ import (
 func Story(t *testing.T, s storage.Storage, big int) error {
 	ctx := t.Context()
 	content := bytes.Repeat([]byte("0123456789abcdef"), big/16+1)[:big]
-	for name, data := range map[string][]byte{"a/small": []byte("small"), "a/big": content, "a/empty": nil, "b/1": content[:100], "b/2": content[:200], "b/3": nil, "b/4": nil} {
-		if err := storage.WriteAll(ctx, s, name, data); err != nil {
-			return fmt.Errorf("write %s: %w", name, err)
+	for _, c := range []struct {
+		name string
+		data []byte
+	}{{"a/small", []byte("small")}, {"a/big", content}, {"a/empty", nil}, {"b/1", content[:100]}, {"b/2", content[:200]}, {"b/3", nil}, {"b/4", nil}} {
+		if err := storage.WriteAll(ctx, s, c.name, c.data); err != nil {
+			return fmt.Errorf("write %s: %w", c.name, err)
 		}
 	}
 	if err := storage.WriteAll(ctx, s, "a/small", []byte("replaced")); err != nil {
