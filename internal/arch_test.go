@@ -33,7 +33,7 @@ var allowed = map[string][]string{
 	"cmd/holdfast": {"internal/cli"},
 	"internal/cli": {
 		"internal/web", "internal/action", "internal/eventbus", "internal/engine", "internal/repo", "internal/catalog",
-		"internal/storage", "internal/pg", "internal/tarball", "internal/instance", "internal/schedule", "internal/conf",
+		"internal/storage", "internal/storage/s3", "internal/pg", "internal/tarball", "internal/instance", "internal/schedule", "internal/conf",
 		"internal/notify", "internal/durable", "internal/backrest",
 	},
 	"internal/backrest": {},
@@ -46,6 +46,7 @@ var allowed = map[string][]string{
 	"internal/repo":                {"internal/storage"},
 	"internal/catalog":             {"internal/storage"},
 	"internal/storage":             {"internal/durable"},
+	"internal/storage/s3":          {"internal/storage"},
 	"internal/tarball":             {"internal/durable"},
 	"internal/instance":            {"internal/durable"},
 	"internal/conf":                {"internal/durable"},
@@ -85,6 +86,7 @@ var quarantine = []struct {
 	{"github.com/pkg/sftp", []string{"internal/storage/sftp"}},
 	{"golang.org/x/crypto/ssh", []string{"internal/storage/sftp"}},
 	{"github.com/hanwen/go-fuse", []string{"internal/storage/servertest"}},
+	{"github.com/aws/", []string{"internal/storage/s3"}},
 	{"github.com/rogpeppe/", nil},
 }
 

@@ -3,7 +3,6 @@ package storage
 import (
 	"hash/crc32"
 	"io"
-	"sync"
 )
 
 // Sizes of the pieces that a Body is made of: the first one small, since most objects are.
@@ -11,8 +10,6 @@ const (
 	firstPiece = 16 << 10
 	bodyPiece  = 256 << 10
 )
-
-var pieces = sync.Pool{New: func() any { return new([bodyPiece]byte) }}
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
@@ -22,7 +19,6 @@ type Body struct {
 	pieces [][]byte
 	size   int64
 	crc    uint32
-	pooled []*[bodyPiece]byte
 }
 
 // Write implements io.Writer. It cannot fail.
@@ -45,13 +41,11 @@ func (b *Body) Write(p []byte) (int, error) {
 
 // grow adds an empty piece; want bytes are about to be written.
 func (b *Body) grow(want int) {
+	size := bodyPiece
 	if len(b.pieces) == 0 && want <= firstPiece {
-		b.pieces = append(b.pieces, make([]byte, 0, firstPiece))
-		return
+		size = firstPiece
 	}
-	piece := pieces.Get().(*[bodyPiece]byte)
-	b.pooled = append(b.pooled, piece)
-	b.pieces = append(b.pieces, piece[:0])
+	b.pieces = append(b.pieces, make([]byte, 0, size))
 }
 
 // Size is the number of bytes.
@@ -60,31 +54,25 @@ func (b *Body) Size() int64 { return b.size }
 // CRC32C is the Castagnoli checksum of the bytes.
 func (b *Body) CRC32C() uint32 { return b.crc }
 
-// Reader returns a new reader over all bytes. It must not be used after Free.
-func (b *Body) Reader() io.ReadSeeker { return &bodyReader{b: b} }
+// Reader returns a new reader over all bytes written so far. It stays good when the Body is let go: an HTTP transport may
+// read on for a while after it has given up a request. That is why the pieces are left to the garbage collector.
+func (b *Body) Reader() io.ReadSeeker { return &bodyReader{pieces: b.pieces, size: b.size} }
 
-// Free gives the memory back. The body is empty then, and may be written again.
-func (b *Body) Free() {
-	for _, p := range b.pooled {
-		pieces.Put(p)
-	}
-	*b = Body{}
-}
-
-// bodyReader reads a Body.
+// bodyReader reads what a Body held.
 type bodyReader struct {
-	b     *Body
-	piece int
-	off   int // in the piece
+	pieces [][]byte
+	size   int64
+	piece  int
+	off    int // in the piece
 }
 
 // Read implements io.Reader.
 func (r *bodyReader) Read(p []byte) (int, error) {
 	n := 0
-	for n < len(p) && r.piece < len(r.b.pieces) {
-		k := copy(p[n:], r.b.pieces[r.piece][r.off:])
+	for n < len(p) && r.piece < len(r.pieces) {
+		k := copy(p[n:], r.pieces[r.piece][r.off:])
 		n += k
-		if r.off += k; r.off == len(r.b.pieces[r.piece]) {
+		if r.off += k; r.off == len(r.pieces[r.piece]) {
 			r.piece, r.off = r.piece+1, 0
 		}
 	}
@@ -97,8 +85,8 @@ func (r *bodyReader) Read(p []byte) (int, error) {
 // WriteTo implements io.WriterTo: the pieces go out as they are.
 func (r *bodyReader) WriteTo(w io.Writer) (int64, error) {
 	var sent int64
-	for r.piece < len(r.b.pieces) {
-		n, err := w.Write(r.b.pieces[r.piece][r.off:])
+	for r.piece < len(r.pieces) {
+		n, err := w.Write(r.pieces[r.piece][r.off:])
 		sent += int64(n)
 		r.off += n
 		if err != nil {
@@ -115,14 +103,14 @@ func (r *bodyReader) Seek(offset int64, whence int) (int64, error) {
 	case io.SeekCurrent:
 		offset += r.at()
 	case io.SeekEnd:
-		offset += r.b.size
+		offset += r.size
 	}
 	if offset < 0 {
 		return 0, errNegativeOffset
 	}
 	r.piece, r.off = 0, 0
-	for rest := offset; r.piece < len(r.b.pieces); r.piece++ {
-		if size := int64(len(r.b.pieces[r.piece])); rest >= size {
+	for rest := offset; r.piece < len(r.pieces); r.piece++ {
+		if size := int64(len(r.pieces[r.piece])); rest >= size {
 			rest -= size
 			continue
 		}
@@ -135,7 +123,7 @@ func (r *bodyReader) Seek(offset int64, whence int) (int64, error) {
 // at is the place of the next byte.
 func (r *bodyReader) at() int64 {
 	at := int64(r.off)
-	for _, p := range r.b.pieces[:r.piece] {
+	for _, p := range r.pieces[:r.piece] {
 		at += int64(len(p))
 	}
 	return at

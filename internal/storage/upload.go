@@ -66,6 +66,14 @@ func (u *Uploads) Create(ctx context.Context, name string, o CreateOptions) (Wri
 	if err := check(ctx, name); err != nil {
 		return nil, err
 	}
+	if o.Deferred { // what is lost already makes more of it useless
+		u.mu.Lock()
+		failed := u.failed
+		u.mu.Unlock()
+		if failed != nil {
+			return nil, failed
+		}
+	}
 	partCtx, cancel := context.WithCancel(ctx)
 	g, gctx := errgroup.WithContext(partCtx)
 	g.SetLimit(u.o.Parallel)
@@ -200,7 +208,6 @@ func (w *uploadWriter) sendPart() error {
 	*body, w.body = w.body, Body{}
 	w.parts.Go(func() error {
 		defer release()
-		defer body.Free()
 		return w.u.request(w.ctx, func() error {
 			up, err := w.begin()
 			if err != nil {
@@ -283,10 +290,10 @@ func (w *uploadWriter) publish(ctx context.Context) error {
 	return up.Finish(ctx, w.size, w.crc)
 }
 
-// free ends the parts' context and gives the memory back.
+// free ends the parts' context and lets the memory go.
 func (w *uploadWriter) free() {
 	w.cancel()
-	w.body.Free()
+	w.body = Body{}
 }
 
 // later publishes a Deferred object in the background, after an earlier one of the same name. Before it returns the

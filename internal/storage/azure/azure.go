@@ -39,12 +39,12 @@ import (
 
 // Defaults.
 const (
-	DefaultEndpoint  = "blob.core.windows.net"
-	DefaultChunkSize = 4 << 20 // pgBackRest's
-	connections      = 16
-	parallelBlocks   = 4
-	pageSize         = 5000
-	batchSize        = 256 // what the store takes
+	DefaultEndpoint = "blob.core.windows.net"
+	DefaultPartSize = 4 << 20 // pgBackRest's
+	connections     = 16
+	parallelBlocks  = 4
+	pageSize        = 5000
+	batchSize       = 256 // what the store takes
 )
 
 // Kinds of Options.KeyType.
@@ -62,23 +62,23 @@ const (
 
 // Options says where the container is and who we are. The comments name pgBackRest's options.
 type Options struct {
-	Account     string            // repo-azure-account
-	Container   string            // repo-azure-container
-	Path        string            // repo-path: what comes before every name in the container
-	Endpoint    string            // repo-azure-endpoint: a host; "" = blob.core.windows.net
-	URIStyle    string            // repo-azure-uri-style; "" = host
-	KeyType     string            // repo-azure-key-type; "" = shared
-	Key         storage.Secret    // repo-azure-key
-	Host        string            // repo-storage-host: connect here instead of the endpoint
-	Port        int               // repo-storage-port; 0: 443
-	CAFile      string            // repo-storage-ca-file
-	CAPath      string            // repo-storage-ca-path
-	NoVerifyTLS bool              // repo-storage-verify-tls=n
-	ChunkSize   int64             // repo-storage-upload-chunk-size, bytes; 0: 4 MiB
-	Tags        map[string]string // repo-storage-tag: index tags of every new blob
-	Timeout     time.Duration     // io-timeout: longest silence of the store; 0: one minute
-	Connections int               // requests at once; 0: 16
-	Backoff     storage.Backoff   // of uploads, which repeat their requests themselves
+	Account       string            // repo-azure-account
+	Container     string            // repo-azure-container
+	Prefix        string            // repo-path: what comes before every name in the container
+	Endpoint      string            // repo-azure-endpoint: a host; "" = blob.core.windows.net
+	URIStyle      string            // repo-azure-uri-style; "" = host
+	KeyType       string            // repo-azure-key-type; "" = shared
+	Key           storage.Secret    // repo-azure-key
+	Host          string            // repo-storage-host: connect here instead of the endpoint
+	Port          int               // repo-storage-port; 0: 443
+	CAFile        string            // repo-storage-ca-file
+	CAPath        string            // repo-storage-ca-path
+	SkipVerifyTLS bool              // repo-storage-verify-tls=n
+	PartSize      int64             // repo-storage-upload-chunk-size, bytes; 0: 4 MiB
+	Tags          map[string]string // repo-storage-tag: index tags of every new blob
+	Timeout       time.Duration     // io-timeout: longest silence of the store; 0: one minute
+	Connections   int               // requests at once; 0: 16
+	Backoff       storage.Backoff   // of uploads, which repeat their requests themselves
 }
 
 // Store is a container, or what is below one path in it. It implements storage.Storage.
@@ -98,17 +98,17 @@ func open(o Options, identity policy.Transporter) (*Store, error) {
 	if o.Account == "" || o.Container == "" {
 		return nil, errors.New("azure: no account or no container given")
 	}
-	if o.ChunkSize <= 0 {
-		o.ChunkSize = DefaultChunkSize
+	if o.PartSize <= 0 {
+		o.PartSize = DefaultPartSize
 	}
 	if o.Connections <= 0 {
 		o.Connections = connections
 	}
 	s := &Store{o: o, page: pageSize}
-	if p := strings.Trim(o.Path, "/"); p != "" {
+	if p := strings.Trim(o.Prefix, "/"); p != "" {
 		s.prefix = p + "/"
 	}
-	client, err := transport.New(transport.Options{CAFile: o.CAFile, CAPath: o.CAPath, NoVerifyTLS: o.NoVerifyTLS, Timeout: o.Timeout, Host: o.Host, Port: o.Port})
+	client, err := transport.New(transport.Options{CAFile: o.CAFile, CAPath: o.CAPath, SkipVerifyTLS: o.SkipVerifyTLS, Timeout: o.Timeout, Host: o.Host, Port: o.Port})
 	if err != nil {
 		return nil, fmt.Errorf("azure: %w", err)
 	}
@@ -120,8 +120,8 @@ func open(o Options, identity policy.Transporter) (*Store, error) {
 	if s.container, err = connect(o, client, identity); err != nil {
 		return nil, err
 	}
-	s.uploads = storage.NewUploads(uploader{s}, storage.UploadOptions{PartSize: o.ChunkSize, Parallel: parallelBlocks, Requests: o.Connections,
-		Memory: 2 * o.ChunkSize * int64(o.Connections)})
+	s.uploads = storage.NewUploads(uploader{s}, storage.UploadOptions{PartSize: o.PartSize, Parallel: parallelBlocks, Requests: o.Connections,
+		Memory: 2 * o.PartSize * int64(o.Connections)})
 	return s, nil
 }
 

@@ -27,8 +27,8 @@ var paths atomic.Int32
 // store returns a store in a path of its own of a running server, with small pages and chunks.
 func store(t testing.TB, server *servertest.AzureServer, change func(*Options)) *Store {
 	t.Helper()
-	o := Options{Account: servertest.Account, Container: servertest.Container, Path: fmt.Sprintf("/repo/%d", paths.Add(1)), Key: storage.Secret(server.Key),
-		Endpoint: "127.0.0.1", Port: server.Port, URIStyle: StylePath, CAFile: server.CAFile, ChunkSize: 256 << 10, Tags: map[string]string{"origin": "test"}, Backoff: atOnce(4)}
+	o := Options{Account: servertest.Account, Container: servertest.Container, Prefix: fmt.Sprintf("/repo/%d", paths.Add(1)), Key: storage.Secret(server.Key),
+		Endpoint: "127.0.0.1", Port: server.Port, URIStyle: StylePath, CAFile: server.CAFile, PartSize: 256 << 10, Tags: map[string]string{"origin": "test"}, Backoff: atOnce(4)}
 	if change != nil {
 		change(&o)
 	}
@@ -247,7 +247,7 @@ func TestManagedIdentity(t *testing.T) {
 	if _, err := fmt.Sscanf(blob.URL, "https://127.0.0.1:%d", &port); err != nil {
 		t.Fatal(err)
 	}
-	s, err := open(Options{Account: "a", Container: "c", KeyType: KeyAuto, Endpoint: "127.0.0.1", URIStyle: StylePath, Port: port, NoVerifyTLS: true},
+	s, err := open(Options{Account: "a", Container: "c", KeyType: KeyAuto, Endpoint: "127.0.0.1", URIStyle: StylePath, Port: port, SkipVerifyTLS: true},
 		redirect{strings.TrimPrefix(meta.URL, "http://")})
 	if err != nil {
 		t.Fatal(err)

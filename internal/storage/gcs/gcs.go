@@ -32,12 +32,12 @@ import (
 
 // Defaults.
 const (
-	DefaultEndpoint  = "storage.googleapis.com"
-	DefaultChunkSize = 4 << 20 // pgBackRest's
-	chunkUnit        = 256 << 10
-	connections      = 16
-	pageSize         = 1000
-	batchSize        = 100 // what the store takes
+	DefaultEndpoint = "storage.googleapis.com"
+	DefaultPartSize = 4 << 20 // pgBackRest's
+	chunkUnit       = 256 << 10
+	connections     = 16
+	pageSize        = 1000
+	batchSize       = 100 // what the store takes
 )
 
 // Kinds of Options.KeyType.
@@ -49,21 +49,21 @@ const (
 
 // Options says where the bucket is and who we are. The comments name pgBackRest's options.
 type Options struct {
-	Bucket      string            // repo-gcs-bucket
-	Path        string            // repo-path: what comes before every name in the bucket
-	Endpoint    string            // repo-gcs-endpoint: host, host:port, or a URL (http:// for a server of a test); "" = Google's
-	KeyType     string            // repo-gcs-key-type; "" = service
-	KeyFile     string            // repo-gcs-key, for service
-	Token       storage.Secret    // repo-gcs-key, for token
-	UserProject string            // repo-gcs-user-project: who pays for the requests
-	CAFile      string            // repo-storage-ca-file
-	CAPath      string            // repo-storage-ca-path
-	NoVerifyTLS bool              // repo-storage-verify-tls=n
-	ChunkSize   int64             // repo-storage-upload-chunk-size, bytes, rounded up to 256 KiB; 0: 4 MiB
-	Tags        map[string]string // repo-storage-tag: metadata of every new object
-	Timeout     time.Duration     // io-timeout: longest silence of the store; 0: one minute
-	Connections int               // requests at once; 0: 16
-	Backoff     storage.Backoff   // of uploads, which repeat their requests themselves
+	Bucket        string            // repo-gcs-bucket
+	Prefix        string            // repo-path: what comes before every name in the bucket
+	Endpoint      string            // repo-gcs-endpoint: host, host:port, or a URL (http:// for a server of a test); "" = Google's
+	KeyType       string            // repo-gcs-key-type; "" = service
+	KeyFile       string            // repo-gcs-key, for service
+	Token         storage.Secret    // repo-gcs-key, for token
+	UserProject   string            // repo-gcs-user-project: who pays for the requests
+	CAFile        string            // repo-storage-ca-file
+	CAPath        string            // repo-storage-ca-path
+	SkipVerifyTLS bool              // repo-storage-verify-tls=n
+	PartSize      int64             // repo-storage-upload-chunk-size, bytes, rounded up to 256 KiB; 0: 4 MiB
+	Tags          map[string]string // repo-storage-tag: metadata of every new object
+	Timeout       time.Duration     // io-timeout: longest silence of the store; 0: one minute
+	Connections   int               // requests at once; 0: 16
+	Backoff       storage.Backoff   // of uploads, which repeat their requests themselves
 }
 
 // Store is a bucket, or what is below one path in it. It implements storage.Storage.
@@ -82,10 +82,10 @@ func New(o Options) (*Store, error) {
 	if o.Bucket == "" {
 		return nil, errors.New("gcs: no bucket given")
 	}
-	if o.ChunkSize <= 0 {
-		o.ChunkSize = DefaultChunkSize
+	if o.PartSize <= 0 {
+		o.PartSize = DefaultPartSize
 	}
-	o.ChunkSize = (o.ChunkSize + chunkUnit - 1) / chunkUnit * chunkUnit
+	o.PartSize = (o.PartSize + chunkUnit - 1) / chunkUnit * chunkUnit
 	if o.Connections <= 0 {
 		o.Connections = connections
 	}
@@ -96,19 +96,19 @@ func New(o Options) (*Store, error) {
 	if _, err := url.Parse(s.base); err != nil {
 		return nil, fmt.Errorf("gcs: endpoint: %w", err)
 	}
-	if p := strings.Trim(o.Path, "/"); p != "" {
+	if p := strings.Trim(o.Prefix, "/"); p != "" {
 		s.prefix = p + "/"
 	}
 	var err error
-	s.client, err = transport.New(transport.Options{CAFile: o.CAFile, CAPath: o.CAPath, NoVerifyTLS: o.NoVerifyTLS, Timeout: o.Timeout})
+	s.client, err = transport.New(transport.Options{CAFile: o.CAFile, CAPath: o.CAPath, SkipVerifyTLS: o.SkipVerifyTLS, Timeout: o.Timeout})
 	if err != nil {
 		return nil, fmt.Errorf("gcs: %w", err)
 	}
 	if s.tokens, err = newTokens(o, s.client); err != nil {
 		return nil, fmt.Errorf("gcs: %w", err)
 	}
-	s.uploads = storage.NewUploads(uploader{s}, storage.UploadOptions{PartSize: o.ChunkSize, Parallel: 1, Requests: o.Connections,
-		Memory: 2 * o.ChunkSize * int64(o.Connections)})
+	s.uploads = storage.NewUploads(uploader{s}, storage.UploadOptions{PartSize: o.PartSize, Parallel: 1, Requests: o.Connections,
+		Memory: 2 * o.PartSize * int64(o.Connections)})
 	return s, nil
 }
 

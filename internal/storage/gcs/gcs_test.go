@@ -16,8 +16,8 @@ var paths atomic.Int32
 // open returns a store in a path of its own of a running server, with small pages and chunks.
 func open(t testing.TB, server *servertest.Server, change func(*gcs.Options)) *gcs.Store {
 	t.Helper()
-	o := gcs.Options{Bucket: servertest.Bucket, Path: fmt.Sprintf("/repo/%d", paths.Add(1)), Endpoint: server.Address(), CAFile: server.CAFile,
-		KeyType: gcs.KeyToken, Token: "test-token", ChunkSize: 1, Tags: map[string]string{"origin": "test"}}
+	o := gcs.Options{Bucket: servertest.Bucket, Prefix: fmt.Sprintf("/repo/%d", paths.Add(1)), Endpoint: server.Address(), CAFile: server.CAFile,
+		KeyType: gcs.KeyToken, Token: "test-token", PartSize: 1, Tags: map[string]string{"origin": "test"}}
 	if change != nil {
 		change(&o)
 	}

@@ -31,12 +31,12 @@ const (
 
 // Options says how a store is reached.
 type Options struct {
-	CAFile      string        // PEM file of certificate authorities; with CAPath empty too: the system's
-	CAPath      string        // directory of such files
-	NoVerifyTLS bool          // accept any certificate; for tests of an operator's network
-	Host        string        // connect here instead of where the URL says, and check this name in the certificate; "" = as the URL says
-	Port        int           // likewise; 0 = as the URL says
-	Timeout     time.Duration // longest silence of the other side before a request is given up; 0: one minute
+	CAFile        string        // PEM file of certificate authorities; with CAPath empty too: the system's
+	CAPath        string        // directory of such files
+	SkipVerifyTLS bool          // accept any certificate; for tests of an operator's network
+	Host          string        // connect here instead of where the URL says, and check this name in the certificate; "" = as the URL says
+	Port          int           // likewise; 0 = as the URL says
+	Timeout       time.Duration // longest silence of the other side before a request is given up; 0: one minute
 }
 
 // Client sends requests. Its errors never show a URL: tokens are in the URLs of some stores.
@@ -47,7 +47,7 @@ func New(o Options) (*Client, error) {
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
 	}
-	config := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: o.NoVerifyTLS, ServerName: o.Host}
+	config := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: o.SkipVerifyTLS, ServerName: o.Host}
 	if o.CAFile != "" || o.CAPath != "" {
 		var err error
 		if config.RootCAs, err = authorities(o.CAFile, o.CAPath); err != nil {

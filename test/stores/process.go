@@ -1,0 +1,105 @@
+package stores
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// program finds a server that scripts/setup has installed.
+func program(t testing.TB, name string) string {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("needs storage servers; run make test")
+	}
+	cache := os.Getenv("HOLDFAST_CACHE")
+	if cache == "" {
+		cache = "/var/cache/holdfast"
+	}
+	path := filepath.Join(cache, "bin", name)
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%v; run: make setup", err)
+	}
+	return path
+}
+
+// FreePort is a port that nobody listens on.
+func FreePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// process is a running server. It ends with the test, and with the test's process.
+type process struct {
+	cmd  *exec.Cmd
+	log  string
+	done chan struct{}
+}
+
+// run starts a program and waits until ready says that it answers.
+func run(t testing.TB, env []string, ready func(context.Context) error, name string, args ...string) (*process, error) {
+	t.Helper()
+	p := &process{cmd: exec.Command(name, args...), log: filepath.Join(t.TempDir(), "server.log"), done: make(chan struct{})}
+	out, err := os.Create(p.log)
+	if err != nil {
+		return nil, err
+	}
+	defer out.Close()
+	p.cmd.Stdout, p.cmd.Stderr = out, out
+	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}, env...)
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := p.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		_ = p.cmd.Wait() // how it ended is seen by what it no longer does
+		close(p.done)
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for {
+		if err = ready(ctx); err == nil {
+			t.Cleanup(p.stop)
+			return p, nil
+		}
+		select {
+		case <-p.done:
+			err = errors.New("it ended")
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond):
+			continue
+		}
+		p.stop()
+		text, _ := os.ReadFile(p.log) // may be missing
+		return nil, fmt.Errorf("%s: %w\n%s", filepath.Base(name), err, text)
+	}
+}
+
+// stop ends the server and waits for it.
+func (p *process) stop() {
+	_ = p.cmd.Process.Kill() // it may have ended already
+	<-p.done
+}
+
+// listening says whether somebody answers on a port.
+func listening(ctx context.Context, port int) error {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
