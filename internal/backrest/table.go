@@ -10,6 +10,7 @@
 package backrest
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -146,7 +147,7 @@ type Option struct {
 
 // all yields every row.
 func all(yield func(*Option) bool) {
-	for _, part := range [][]Option{general, hosts} {
+	for _, part := range [][]Option{general, hosts, beyond} {
 		for i := range part {
 			if !yield(&part[i]) {
 				return
@@ -156,7 +157,7 @@ func all(yield func(*Option) bool) {
 }
 
 // Options lists the table.
-func Options() []Option { return append(append([]Option(nil), general...), hosts...) }
+func Options() []Option { return slices.Concat(general, hosts, beyond) }
 
 // named finds an option by its exact name without index.
 func named(name string) *Option {

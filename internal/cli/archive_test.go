@@ -151,7 +151,7 @@ func TestArchiveCommandsParse(t *testing.T) {
 	if err != nil || push[0] != "/opt/my programs/holdfast" || opts["repo1-path"] != odd || opts["pg1-path"] != odd+"/pg" || opts["repo1-cipher-pass-file"] != odd+"/pass" || opts["compress-level"] != "3" || !slices.Equal(rest, []string{"PATH"}) {
 		t.Errorf("%q: %v %v %v", push, opts, rest, err)
 	}
-	get := words(restoreCommand("/h", "main", odd, odd+"/pass", []string{odd, "/second"}))
+	get := words(restoreCommand("/h", "main", odd, odd+"/pass", directories([]string{odd, "/second"})))
 	opts, rest, err = parseArchive(get[2], get[3:])
 	if err != nil || opts["repo1-path"] != odd || opts["repo2-path"] != "/second" || !slices.Equal(rest, []string{"NAME", "PATH"}) {
 		t.Errorf("%q: %v %v %v", get, opts, rest, err)

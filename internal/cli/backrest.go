@@ -150,7 +150,7 @@ func repoKeys(c *backrest.Config) []int {
 
 // storage opens the repository of that number. Run by root, new files belong to whom the data directory belongs to.
 func (r *backrestRun) storage(key int) (storage.Storage, error) {
-	return openPosix(r.c.String("repo-path", key), r.owner(key))
+	return openRepo(r.env, r.c, key, r.owner(key))
 }
 
 // owner is whom new files belong to; nil: us.
@@ -163,6 +163,9 @@ func (r *backrestRun) owner(key int) *durable.Owner {
 		if d := r.c.String("pg-path", n); d != "" {
 			at = append(at, action.Cluster{DataDir: d})
 		}
+	}
+	if r.c.String("repo-type", key) != "posix" {
+		return repositoryOwner(at, postgresUser()) // of lock files; nobody owns a bucket here
 	}
 	return repositoryOwner(append(at, action.Cluster{DataDir: r.c.String("repo-path", key)}), nil)
 }

@@ -9,6 +9,7 @@ import (
 	"holdfast/internal/engine"
 	"holdfast/internal/pg"
 	"holdfast/internal/repo"
+	"holdfast/internal/storage/s3"
 )
 
 // Exit codes of the original that errors of ours are mapped to (format page, section 23).
@@ -21,6 +22,7 @@ const (
 	codeValue      = 32
 	codeRequired   = 37
 	codeRunning    = 38
+	codeProtocol   = 39
 	codeNotEmpty   = 40
 	codeOpen       = 41
 	codeParam      = 43
@@ -122,7 +124,10 @@ func backrestCode(err error) int {
 	}
 	var path *fs.PathError
 	var version *pg.UnsupportedVersionError
+	var store *s3.Error
 	switch {
+	case errors.As(err, &store):
+		return codeProtocol
 	case errors.As(err, &version):
 		return codeVersion
 	case errors.As(err, &path):

@@ -13,7 +13,7 @@ import (
 // neutralOptions cannot change anything here. There is one process without sub-processes, no channel between hosts and no
 // buffer to choose; what they set for the original has no counterpart.
 const neutralOptions = "allow-root archive-push-batch-size beta buffer-size cmd cmd-ssh " +
-	"compress-level-network db-timeout exec-id io-timeout job-retry job-retry-interval log-subprocess neutral-umask priority " +
+	"compress-level-network db-timeout exec-id job-retry job-retry-interval log-subprocess neutral-umask priority " +
 	"protocol-timeout sck-block sck-keep-alive stop-auto tcp-keep-alive-count tcp-keep-alive-idle tcp-keep-alive-interval " +
 	"tls-cipher-12 tls-cipher-13 verbose"
 
@@ -26,13 +26,9 @@ var refusedOptions = []struct {
 	{"pg-host*", "", "this program works on the PostgreSQL host itself: run it there, without pg1-host"},
 	{"pg-version-force", "", "the version is read from the cluster; remove the option"},
 	{"repo-host*", "", "run the command on the host that has the repository, or mount the repository here and set repo1-path"},
-	{"repo-type", "posix", "mount the storage as a directory and set repo1-type=posix"},
-	{"repo-azure-*", "", "mount the storage as a directory and set repo1-type=posix"},
-	{"repo-gcs-*", "", "mount the storage as a directory and set repo1-type=posix"},
-	{"repo-s3-*", "", "mount the storage as a directory and set repo1-type=posix"},
-	{"repo-sftp-*", "", "mount the storage as a directory and set repo1-type=posix"},
-	{"repo-storage-*", "", "mount the storage as a directory and set repo1-type=posix"},
-	{"repo-target-time", "", "a directory has no versions; mount a snapshot of it and set repo1-path"},
+	{"repo-azure-*", "", mountInstead},
+	{"repo-gcs-*", "", mountInstead},
+	{"repo-sftp-*", "", mountInstead},
 	{"repo-symlink", "y", "the repository must be on a file system with symbolic links"},
 	{"repo-block-age-map", "", "the sizes of blocks are chosen as the original does by default; remove the option"},
 	{"repo-block-checksum-size-map", "", "the sizes of blocks are chosen as the original does by default; remove the option"},
@@ -47,6 +43,9 @@ var refusedOptions = []struct {
 	{"remote-type", "", "it is internal to pgbackrest; remove the option"},
 }
 
+// mountInstead is what helps where we have no adapter.
+const mountInstead = "mount the storage as a directory and set repo1-type=posix"
+
 // refusedHere are options that only some commands do.
 var refusedHere = []struct{ command, name, fine, instead string }{
 	{"check", "archive-check", "y", "check proves that archiving works, which needs a WAL segment to arrive"},
@@ -58,6 +57,9 @@ func refuse(c *backrest.Config) error {
 	for _, g := range c.Given() {
 		if strings.HasPrefix(g.Name, "repo-") && !slices.Contains(repoKeys(c), g.Key) {
 			continue
+		}
+		if g.Name == "repo-type" && !slices.Contains(repoKinds, g.Text) {
+			return refusal(g, mountInstead)
 		}
 		for _, r := range refusedOptions {
 			prefix, family := strings.CutSuffix(r.name, "*")

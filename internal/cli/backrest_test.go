@@ -35,7 +35,7 @@ func TestEveryOptionHasItsPlace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range files {
+	for _, name := range append(files, "open_repo.go") {
 		if strings.HasSuffix(name, "_test.go") {
 			continue
 		}
@@ -102,8 +102,8 @@ func TestBackrestRefuses(t *testing.T) {
 	}{
 		{"--stanza=s --pg1-path=/p --pg1-host=db backup", "", []string{"pg1-host=db", "run it there"}},
 		{"--stanza=s --pg1-path=/p backup", "PGBACKREST_REPO1_HOST=store", []string{"repo1-host=store", "mount the repository"}},
-		{"--stanza=s --pg1-path=/p backup", "PGBACKREST_REPO1_TYPE=s3 PGBACKREST_REPO1_S3_KEY_SECRET=hidden PGBACKREST_REPO1_S3_BUCKET=b", []string{"repo1-s3-bucket=b"}},
-		{"--stanza=s --pg1-path=/p backup", "PGBACKREST_REPO1_TYPE=s3 PGBACKREST_REPO1_S3_KEY_SECRET=hidden", []string{"option 'repo1-s3-key-secret' is"}},
+		{"--stanza=s --pg1-path=/p backup", "PGBACKREST_REPO1_TYPE=azure PGBACKREST_REPO1_AZURE_KEY=hidden PGBACKREST_REPO1_AZURE_CONTAINER=b", []string{"repo1-azure-container=b"}},
+		{"--stanza=s --pg1-path=/p backup", "PGBACKREST_REPO1_TYPE=azure PGBACKREST_REPO1_AZURE_KEY=hidden", []string{"option 'repo1-azure-key' is"}},
 		{"--stanza=s --repo1-type=sftp info", "", []string{"repo1-type=sftp", "repo1-type=posix"}},
 		{"--stanza=s --repo1-type=cifs info", "", []string{"repo1-type=cifs"}},
 		{"--stanza=s --pg1-path=/p check --no-archive-check", "", []string{"archive-check=n"}},
@@ -127,8 +127,8 @@ func TestBackrestRefuses(t *testing.T) {
 // TestNeutralOptionsAreTaken gives every option that changes nothing to info or backup.
 func TestNeutralOptionsAreTaken(t *testing.T) {
 	for line, code := range map[string]int{
-		"--buffer-size=64KiB --io-timeout=5 --protocol-timeout=30m --compress-level-network=3 --log-subprocess --sck-keep-alive --tcp-keep-alive-count=3 --priority=5 --cmd-ssh=/bin/ssh --info": 0,
-		"--db-timeout=9 --neutral-umask --stop-auto --job-retry=1 --allow-root --pg1-path=/nonexistent --no-online --backup":                                                                     codeMissing,
+		"--buffer-size=64KiB --protocol-timeout=30m --compress-level-network=3 --log-subprocess --sck-keep-alive --tcp-keep-alive-count=3 --priority=5 --cmd-ssh=/bin/ssh --info": 0,
+		"--db-timeout=9 --neutral-umask --stop-auto --job-retry=1 --allow-root --pg1-path=/nonexistent --no-online --backup":                                                      codeMissing,
 	} {
 		words := strings.Fields(line)
 		words[len(words)-1] = strings.TrimPrefix(words[len(words)-1], "--")

@@ -162,7 +162,11 @@ func (r *backrestRun) restore(ctx context.Context) error {
 func (r *backrestRun) planRestore(ctx context.Context, key int, o engine.RestoreOptions) (*engine.RestorePlan, error) {
 	if os.Geteuid() == 0 {
 		o.Owners = true
-		if owner := repositoryOwner([]action.Cluster{{DataDir: r.c.String("repo-path", key)}}, &durable.Owner{}); owner != nil {
+		owner := postgresUser()
+		if r.c.String("repo-type", key) == "posix" {
+			owner = repositoryOwner([]action.Cluster{{DataDir: r.c.String("repo-path", key)}}, &durable.Owner{})
+		}
+		if owner != nil {
 			o.DefaultUID, o.DefaultGID = owner.UID, owner.GID
 		}
 	}

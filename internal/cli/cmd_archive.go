@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -24,7 +26,12 @@ func archiveMain(ctx context.Context, env *Env, verb string, args []string) erro
 		_, err := io.WriteString(env.Stdout, archiveHelp)
 		return err
 	}
-	f := stanzaFlags{lockPath: pgLockDir, stanza: opts["stanza"], pgPath: opts["pg1-path"], passFile: opts["repo1-cipher-pass-file"]}
+	f := stanzaFlags{lockPath: pgLockDir, stanza: opts["stanza"], pgPath: opts["pg1-path"], passFile: opts["repo1-cipher-pass-file"], config: opts["config"]}
+	for _, name := range slices.Sorted(maps.Keys(opts)) {
+		if isRepoOption(name) {
+			f.repoWords = append(f.repoWords, "--"+name+"="+opts[name])
+		}
+	}
 	if v, ok := opts["lock-path"]; ok {
 		f.lockPath = v
 	}
@@ -88,12 +95,18 @@ func isArchiveSwitch(verb, name string) bool {
 
 func isArchiveOption(verb, name string) bool {
 	switch name {
-	case "stanza", "pg1-path", "lock-path", "repo1-path", "repo1-cipher-pass-file":
+	case "stanza", "pg1-path", "lock-path", "repo1-path", "repo1-cipher-pass-file", "config":
 		return true
 	case "compress-type", "compress-level":
 		return verb == "archive-push"
 	}
-	return verb == "archive-get" && isRepoPath(name)
+	return isRepoOption(name) || verb == "archive-get" && isRepoPath(name)
+}
+
+// isRepoOption reports whether name is repo<N>- and something that says where a repository is, other than its path.
+func isRepoOption(name string) bool {
+	key, rest, _ := strings.Cut(name, "-")
+	return isRepoPath(key+"-path") && slices.ContainsFunc(repoHelp, func(h struct{ name, help string }) bool { return h.name == rest })
 }
 
 const archiveHelp = `usage: holdfast pg archive-push --stanza=S --repo1-path=DIR --pg1-path=DIR [--compress-type=zst] [--compress-level=1] [--no-archive-header-check] PATH
@@ -103,6 +116,8 @@ archive_command = 'holdfast pg archive-push --stanza=S --repo1-path=DIR --pg1-pa
 restore_command = 'holdfast pg archive-get --stanza=S --repo1-path=DIR --pg1-path=DIR %f "%p"'
 
 --repo1-cipher-pass-file=FILE or PGBACKREST_REPO1_CIPHER_PASS in the environment: passphrase of an encrypted repository
+--config=FILE, --repo1-type=s3 and the other flags of a repository that is not a directory: as of the other verbs, see
+"holdfast pg info --help"; with several repositories archive-push stores the file in each
 
 exit codes: 0 done; 1 archive-get: not in the archive, archive-push: failed, PostgreSQL tries again; 2 bad use;
 126 archive-get: a repository could not be asked, PostgreSQL stops instead of ending recovery early
@@ -149,12 +164,19 @@ func push(ctx context.Context, env *Env, f stanzaFlags, opts map[string]string, 
 		o.Path = absolute(dir, o.Path)
 	}
 	f.repoPath = opts["repo1-path"]
-	s, err := f.open(env, newListener(env, false, nil))
+	all, err := f.sources(env)
 	if err != nil {
 		return err
 	}
-	_, err = s.Push(ctx, o)
-	return err
+	var errs []error
+	for _, src := range all { // every repository has its turn; PostgreSQL asks again until all have the file
+		s, err := f.openOn(env, src, newListener(env, false, nil))
+		if err == nil {
+			_, err = s.Push(ctx, o)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 func absolute(dir, p string) string {
@@ -176,16 +198,13 @@ func get(ctx context.Context, env *Env, f stanzaFlags, opts map[string]string, w
 		}
 		o.Dest = absolute(dir, o.Dest)
 	}
+	all, err := f.getSources(env, opts)
+	if err != nil {
+		return err
+	}
 	var errs []error
-	tried := 0
-	for n := 1; n <= maxRepos; n++ {
-		path, ok := opts["repo"+strconv.Itoa(n)+"-path"]
-		if !ok {
-			continue
-		}
-		tried++
-		f.repoPath = path
-		s, err := f.open(env, nil)
+	for _, src := range all {
+		s, err := f.openOn(env, src, nil)
 		if err == nil {
 			err = s.Get(ctx, o)
 		}
@@ -193,9 +212,6 @@ func get(ctx context.Context, env *Env, f stanzaFlags, opts map[string]string, w
 			return nil
 		}
 		errs = append(errs, err)
-	}
-	if tried == 0 {
-		return &usageError{"--repo1-path is missing"}
 	}
 	// Not found anywhere outranks a repository that could not answer only if all answered: recovery must not take an
 	// outage for the end of the archive.
@@ -205,6 +221,37 @@ func get(ctx context.Context, env *Env, f stanzaFlags, opts map[string]string, w
 		}
 	}
 	return errs[0]
+}
+
+// getSources are the repositories that archive-get looks in. Directories may be named by their paths alone.
+func (f *stanzaFlags) getSources(env *Env, opts map[string]string) ([]source, error) {
+	if !f.plain(env) {
+		for n := 2; n <= maxRepos; n++ {
+			name := "repo" + strconv.Itoa(n) + "-path"
+			if v, ok := opts[name]; ok {
+				f.repoWords = append(f.repoWords, "--"+name+"="+v)
+			}
+		}
+		f.repoPath = opts["repo1-path"]
+		return f.sources(env)
+	}
+	var all []source
+	for n := 1; n <= maxRepos; n++ {
+		path, ok := opts["repo"+strconv.Itoa(n)+"-path"]
+		if !ok {
+			continue
+		}
+		f.repoPath = path
+		src, err := f.source(env, nil, 1)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, src)
+	}
+	if len(all) == 0 {
+		return nil, &usageError{"--repo1-path is missing"}
+	}
+	return all, nil
 }
 
 // unavailableError ends recovery instead of letting it go on with less WAL than there is: PostgreSQL aborts on exit codes

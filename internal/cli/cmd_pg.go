@@ -60,7 +60,7 @@ may read and write it.`}
 func (f *pgFlags) common(c *cobra.Command) {
 	fl := c.Flags()
 	fl.StringVar(&f.stanza, "stanza", "", "name of the cluster in the repository")
-	fl.StringVar(&f.repoPath, "repo1-path", "", "directory of the repository")
+	f.repoFlags(fl)
 	fl.StringVar(&f.pgPath, "pg1-path", "", "data directory")
 	fl.StringVar(&f.lockPath, "lock-path", pgLockDir, "directory of lock and stop files")
 	fl.StringVar(&f.passFile, "repo1-cipher-pass-file", "", "file with the passphrase of an encrypted repository (else: the environment's PGBACKREST_REPO1_CIPHER_PASS)")
@@ -263,12 +263,16 @@ func (r *root) pgRestore() *cobra.Command {
 
 func (r *root) restoreOptions(f *pgFlags) engine.RestoreOptions {
 	o := engine.RestoreOptions{Set: repo.Label(f.set), DataDir: f.pgPath, Type: engine.TargetType(f.typ), Target: f.target, Exclusive: f.exclusive, Action: f.action, Timeline: f.timeline,
-		RestoreCommand: restoreCommand(r.env.Exe, f.stanza, f.pgPath, f.passFile, []string{f.repoPath}), RecoveryOptions: f.recoveryOptions, ArchiveModeOff: f.archiveMode == "off",
+		RestoreCommand: restoreCommand(r.env.Exe, f.stanza, f.pgPath, f.passFile, f.repoArguments(r.env)), RecoveryOptions: f.recoveryOptions, ArchiveModeOff: f.archiveMode == "off",
 		TablespaceMap: f.tablespaceMap, TablespaceMapAll: f.tablespaceMapAll, LinkAll: f.linkAll, LinkMap: f.linkMap, ProcessMax: f.processMax,
 		Rate: f.rate << 20, Delta: f.delta, Force: f.force, DBInclude: f.dbInclude, DBExclude: f.dbExclude}
 	if os.Geteuid() == 0 {
 		o.Owners = true
-		if owner := repositoryOwner([]action.Cluster{{DataDir: f.repoPath}}, &durable.Owner{}); owner != nil {
+		owner := postgresUser() // nobody owns a bucket here
+		if f.plain(r.env) {
+			owner = repositoryOwner([]action.Cluster{{DataDir: f.repoPath}}, &durable.Owner{})
+		}
+		if owner != nil {
 			o.DefaultUID, o.DefaultGID = owner.UID, owner.GID
 		}
 	}
@@ -280,15 +284,12 @@ func (r *root) pgInfo() *cobra.Command {
 	var output string
 	c := &cobra.Command{Use: "info", Short: "what the repository holds", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		names := []string{f.stanza}
-		if f.repoPath == "" {
-			return &usageError{"--repo1-path is missing"}
+		src, err := f.first(r.env)
+		if err != nil {
+			return err
 		}
 		if f.stanza == "" {
-			st, err := openPosix(f.repoPath, nil)
-			if err != nil {
-				return err
-			}
-			if names, err = engine.Stanzas(cmd.Context(), st); err != nil {
+			if names, err = engine.Stanzas(cmd.Context(), src.storage); err != nil {
 				return err
 			}
 		}
@@ -296,7 +297,7 @@ func (r *root) pgInfo() *cobra.Command {
 		for _, n := range names {
 			g := f.stanzaFlags
 			g.stanza = n
-			s, err := g.open(r.env, nil)
+			s, err := g.openOn(r.env, src, nil)
 			if err != nil {
 				return err
 			}

@@ -184,14 +184,11 @@ func (r *root) pgRepoLs() *cobra.Command {
 				return &usageError{"--filter: " + err.Error()}
 			}
 		}
-		if f.repoPath == "" {
-			return &usageError{"--repo1-path is missing"}
-		}
-		st, err := openPosix(f.repoPath, nil)
+		src, err := f.first(r.env)
 		if err != nil {
 			return err
 		}
-		list, err := engine.RepoLs(cmd.Context(), st, o)
+		list, err := engine.RepoLs(cmd.Context(), src.storage, o)
 		if err != nil {
 			return err
 		}
@@ -206,7 +203,7 @@ func (r *root) pgRepoLs() *cobra.Command {
 		return nil
 	}}
 	fl := c.Flags()
-	fl.StringVar(&f.repoPath, "repo1-path", "", "directory of the repository")
+	f.repoFlags(fl)
 	fl.BoolVar(&o.Recurse, "recurse", false, "directories below, too")
 	fl.StringVar(&filter, "filter", "", "regular expression that names must match")
 	return c
@@ -216,21 +213,14 @@ func (r *root) pgRepoGet() *cobra.Command {
 	var f pgFlags
 	var o engine.RepoGetOptions
 	c := &cobra.Command{Use: "repo-get FILE", Short: "write a file of the repository, decrypted, to standard output", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
-		if f.repoPath == "" {
-			return &usageError{"--repo1-path is missing"}
-		}
-		st, err := openPosix(f.repoPath, nil)
+		src, err := f.first(r.env)
 		if err != nil {
 			return err
 		}
-		pass, err := f.passphrase(r.env)
-		if err != nil {
-			return err
-		}
-		return engine.RepoGet(cmd.Context(), st, pass, args[0], o, r.env.Stdout)
+		return engine.RepoGet(cmd.Context(), src.storage, src.pass, args[0], o, r.env.Stdout)
 	}}
 	fl := c.Flags()
-	fl.StringVar(&f.repoPath, "repo1-path", "", "directory of the repository")
+	f.repoFlags(fl)
 	fl.StringVar(&f.passFile, "repo1-cipher-pass-file", "", "file with the passphrase of an encrypted repository")
 	fl.BoolVar(&o.Raw, "raw", false, "as it is stored")
 	fl.BoolVar(&o.Decompress, "decompress", false, "decompressed as well")

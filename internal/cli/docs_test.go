@@ -76,6 +76,24 @@ func shared(commands []docCommand) (common []docFlag) {
 	return common
 }
 
+// places takes the flags that say where a repository is out of all verbs that have them: they are said once.
+func places(commands []docCommand) []docFlag {
+	var once []docFlag
+	where := func(f docFlag) bool {
+		name, _, _ := strings.Cut(f.Name, " ")
+		return name == "--config" || slices.ContainsFunc(repoHelp, func(h struct{ name, help string }) bool { return name == "--repo1-"+h.name })
+	}
+	for i := range commands {
+		for _, f := range commands[i].Flags {
+			if where(f) && !slices.Contains(once, f) {
+				once = append(once, f)
+			}
+		}
+		commands[i].Flags = slices.DeleteFunc(commands[i].Flags, where)
+	}
+	return once
+}
+
 func docOf(c *cobra.Command) docCommand {
 	d := docCommand{Path: c.CommandPath(), Old: oldNames[c.CommandPath()], Long: c.Long, Own: ownHelp[c.CommandPath()],
 		Usage: strings.TrimSuffix(c.CommandPath(), c.Name()) + strings.TrimSuffix(c.Use, " [flags]")}
@@ -131,9 +149,10 @@ func commandsPage(t *testing.T) []byte {
 		exits = append(exits, exit{c.code, c.whole})
 	}
 	commands := leaves(tree)
+	where := places(commands)
 	common := shared(commands)
 	var b bytes.Buffer
-	if err := tmpl.Execute(&b, map[string]any{"Commands": commands, "PG": common, "Exits": exits, "Conf": conf.CallHelp, "Action": actionHelp + exitHelp() + "\n", "Archive": archiveHelp}); err != nil {
+	if err := tmpl.Execute(&b, map[string]any{"Commands": commands, "PG": common, "Where": where, "Exits": exits, "Conf": conf.CallHelp, "Action": actionHelp + exitHelp() + "\n", "Archive": archiveHelp}); err != nil {
 		t.Fatal(err)
 	}
 	return append(bytes.TrimRight(b.Bytes(), "\n"), '\n')

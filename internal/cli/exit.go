@@ -15,6 +15,7 @@ import (
 	"holdfast/internal/engine"
 	"holdfast/internal/instance"
 	"holdfast/internal/repo"
+	"holdfast/internal/storage/s3"
 )
 
 // Exit codes. exitCodes says what they mean.
@@ -90,7 +91,7 @@ var sentinelCodes = []struct {
 	errs []error
 }{
 	{exitUsage, []error{conf.ErrRefused, catalog.ErrUnknown, engine.ErrTablespaceMap, engine.ErrLinkMap, engine.ErrLinkInside, engine.ErrDBMissing, engine.ErrDBInvalid}},
-	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, engine.ErrPassphrase, repo.ErrSealed, instance.ErrNoInstance, action.ErrRestart}},
+	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, engine.ErrPassphrase, repo.ErrSealed, instance.ErrNoInstance, action.ErrRestart, s3.ErrReadOnly}},
 	{exitBusy, []error{action.ErrBusy, repo.ErrLocked, durable.ErrLocked}},
 }
 

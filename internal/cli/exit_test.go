@@ -25,6 +25,7 @@ import (
 	"holdfast/internal/pg"
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
+	"holdfast/internal/storage/s3"
 	"holdfast/internal/tarball"
 )
 
@@ -80,6 +81,8 @@ var sentinels = map[string]struct {
 	"repo.ErrLocked":              {repo.ErrLocked, exitBusy},
 	"repo.ErrTrailingData":        {repo.ErrTrailingData, exitFailed},
 	"repo.LockedError":            {&repo.LockedError{}, exitBusy},
+	"s3.Error":                    {&s3.Error{}, exitFailed},
+	"s3.ErrReadOnly":              {s3.ErrReadOnly, exitRefused},
 	"storage.ErrChanged":          {storage.ErrChanged, exitFailed},
 	"storage.ErrInjected":         {storage.ErrInjected, exitFailed},
 	"storage.ErrName":             {storage.ErrName, exitFailed},
@@ -104,6 +107,8 @@ var unmapped = map[string]string{
 	"cli.codeError":          "under the name pgbackrest the codes are the original's",
 	"cli.quietExit":          "under the name pgbackrest the codes are the original's",
 	"cli.shellExit":          "rootMain returns the shell's own code",
+	"s3.credentialsError":    "a mark inside the package, on an error that says what happened",
+	"s3.passing":             "a mark inside the package, on an error that says what happened",
 	"storage.temporaryError": "a mark for Retry, on an error that says what happened",
 	"tarball.readError":      "a mark inside the package, on an error that says what happened",
 }

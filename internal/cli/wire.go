@@ -13,7 +13,6 @@ import (
 	"holdfast/internal/action"
 	"holdfast/internal/catalog"
 	"holdfast/internal/conf"
-	"holdfast/internal/durable"
 	"holdfast/internal/engine"
 	"holdfast/internal/eventbus"
 	"holdfast/internal/instance"
@@ -219,7 +218,9 @@ func params(in *instance.Instance, st *conf.Store) []action.ParamFile {
 // stanzaFlags are the options that every engine verb shares, with pgBackRest's names.
 type stanzaFlags struct {
 	stanza, pgPath, host, user, repoPath, lockPath string
-	passFile                                       string // holds the repository's passphrase; empty: from the environment, or none
+	passFile                                       string   // holds the repository's passphrase; empty: from the environment, or none
+	config                                         string   // pgBackRest's configuration file; empty: none is read
+	repoWords                                      []string // further options of repositories, as pgBackRest's words
 	port, processMax                               int
 }
 
@@ -252,29 +253,24 @@ func (f *stanzaFlags) open(env *Env, l *listener) (*engine.Stanza, error) {
 	if f.stanza == "" {
 		return nil, &usageError{"--stanza is missing"}
 	}
-	if f.repoPath == "" {
-		return nil, &usageError{"--repo1-path is missing"}
-	}
-	var owner *durable.Owner
-	if f.pgPath != "" {
-		owner = repositoryOwner([]action.Cluster{{DataDir: f.pgPath}}, nil)
-	}
-	if owner == nil {
-		owner = repositoryOwner([]action.Cluster{{DataDir: f.repoPath}}, nil)
-	}
-	st, err := openPosix(f.repoPath, owner)
+	src, err := f.first(env)
 	if err != nil {
 		return nil, err
 	}
-	pass, err := f.passphrase(env)
-	if err != nil {
-		return nil, err
+	return f.openOn(env, src, l)
+}
+
+// openOn returns the stanza on an opened repository.
+func (f *stanzaFlags) openOn(env *Env, src source, l *listener) (*engine.Stanza, error) {
+	if f.stanza == "" {
+		return nil, &usageError{"--stanza is missing"}
 	}
 	events := func(engine.Event) {}
 	if l != nil {
 		events = l.on
 	}
-	return engine.New(engine.Options{Stanza: f.stanza, Storage: st, Pass: pass, LockDir: f.lockPath, LockOwner: owner, ExecID: env.ExecID, Version: programVersion(), Now: env.Now, Events: events})
+	return engine.New(engine.Options{Stanza: f.stanza, Storage: src.storage, RepoKey: src.key, Pass: src.pass, LockDir: f.lockPath, LockOwner: src.owner,
+		ExecID: env.ExecID, Version: programVersion(), Now: env.Now, Events: events})
 }
 
 func (f *stanzaFlags) conn() pg.ConnOptions {

@@ -79,7 +79,9 @@ func wireCommands(exe string, c *action.Cluster, o *action.Options) {
 		return
 	}
 	c.ArchiveCommand = archiveCommand(exe, c.Stanza, o.RepoDir, c.DataDir, passFile, o.Compress, o.Level)
-	c.RestoreCommand = func(dirs ...string) string { return restoreCommand(exe, c.Stanza, c.DataDir, passFile, dirs) }
+	c.RestoreCommand = func(dirs ...string) string {
+		return restoreCommand(exe, c.Stanza, c.DataDir, passFile, directories(dirs))
+	}
 }
 
 // toolEnv is what an external pgbackrest sees of our environment: nothing that would change what it does, so no PGBACKREST_…
@@ -151,13 +153,23 @@ func archiveCommand(exe, stanza, repoDir, dataDir, passFile string, c repo.Compr
 	return strings.Join(append(words, "--compress-type="+string(c), "--compress-level="+strconv.Itoa(level), `"%p"`), " ")
 }
 
-func restoreCommand(exe, stanza, dataDir, passFile string, dirs []string) string {
+// directories are the words for repositories that are directories.
+func directories(dirs []string) []string {
+	words := make([]string, len(dirs))
+	for i, d := range dirs {
+		words[i] = fmt.Sprintf("--repo%d-path=%s", i+1, d)
+	}
+	return words
+}
+
+// restoreCommand is restore_command with the built-in engine; repos are the words that name the repositories.
+func restoreCommand(exe, stanza, dataDir, passFile string, repos []string) string {
 	words := []string{shellQuote(exe), "pg", "archive-get", "--stanza=" + stanza, shellQuote("--pg1-path=" + dataDir)}
 	if passFile != "" {
 		words = append(words, shellQuote("--repo1-cipher-pass-file="+passFile))
 	}
-	for i, d := range dirs {
-		words = append(words, shellQuote(fmt.Sprintf("--repo%d-path=%s", i+1, d)))
+	for _, w := range repos {
+		words = append(words, shellQuote(w))
 	}
 	return strings.Join(append(words, "%f", `"%p"`), " ")
 }
