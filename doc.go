@@ -14,14 +14,15 @@
 //	       catalog               backup sets: which pieces make one restorable whole ─► storage
 //	       repo                  the repository format, bytes only: info files, manifest, streams ─► storage
 //	       storage               named objects: the interface, posix, memory, wrappers ─► durable
-//	       storage/<vendor>      one adapter each, the SDK kept inside ─► storage
+//	       storage/<vendor>      one adapter each, the SDK kept inside ─► storage storage/transport
+//	       storage/transport     HTTP to a store: certificates, limits on silence, what may be repeated ─► storage
 //	       pg                    PostgreSQL as files and as a server
 //	cli ─► conf                  the parameter table and its store ─► durable
 //	       backrest              pgBackRest's command line, environment and configuration files
 //	       instance              root directory, disks, shell, init script ─► durable
 //	       schedule  notify      calendar arithmetic and the loop; delivering a message
 //	       durable               crash-safe file replacement
-//	helpers for tests            pg/pgtest, eventbus/kafkatest, storage/storagetest
+//	helpers for tests            pg/pgtest, eventbus/kafkatest, storage/storagetest, storage/servertest
 //
 // internal/arch_test.go holds these edges, the calls that only cmd and cli may make, and the ceilings (a file 800 lines,
 // a function 100). Packages below cli take Options structs, return errors, and print nothing.

@@ -58,10 +58,15 @@ var allowed = map[string][]string{
 	"internal/pg/pgtest":           {"internal/pg"},
 	"internal/eventbus/kafkatest":  {"internal/eventbus"},
 	"internal/storage/storagetest": {"internal/storage"},
+	"internal/storage/servertest":  {},
+	"internal/storage/transport":   {"internal/storage"},
+	"internal/storage/gcs":         {"internal/storage", "internal/storage/transport"},
+	"internal/storage/azure":       {"internal/storage", "internal/storage/transport"},
+	"internal/storage/sftp":        {"internal/storage", "internal/durable"},
 }
 
 // testHelpers are imported by tests, by other helpers and by programs under test/ only. They may read the environment.
-var testHelpers = []string{"internal/pg/pgtest", "internal/eventbus/kafkatest", "internal/storage/storagetest"}
+var testHelpers = []string{"internal/pg/pgtest", "internal/eventbus/kafkatest", "internal/storage/storagetest", "internal/storage/servertest"}
 
 // quarantine says where a dependency may be seen outside tests; the reasons are in docs/dependencies.md.
 var quarantine = []struct {
@@ -76,6 +81,11 @@ var quarantine = []struct {
 	{"github.com/klauspost/compress", []string{"internal/repo", "internal/tarball"}},
 	{"github.com/pierrec/lz4", []string{"internal/repo"}},
 	{"github.com/zeebo/xxh3", []string{"internal/repo"}},
+	{"golang.org/x/oauth2", []string{"internal/storage/gcs"}},
+	{"github.com/Azure/", []string{"internal/storage/azure"}},
+	{"github.com/pkg/sftp", []string{"internal/storage/sftp"}},
+	{"golang.org/x/crypto/ssh", []string{"internal/storage/sftp"}},
+	{"github.com/hanwen/go-fuse", []string{"internal/storage/servertest"}},
 	{"github.com/aws/", []string{"internal/storage/s3"}},
 	{"github.com/rogpeppe/", nil},
 }

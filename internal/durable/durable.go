@@ -49,6 +49,9 @@ type Options struct {
 	Mode  fs.FileMode // permission bits, set regardless of the umask
 	Owner *Owner      // nil: the process's own
 	Temp  string      // name of the temporary file, in the same directory; "" = chosen here
+	// Mount keeps to what file systems of other machines can do (CIFS): directories are not synced, and it is no error
+	// that the mount decides on modes and owners itself.
+	Mount bool
 }
 
 // IsTemp reports whether name (a last path element) is a temporary file of this package.
@@ -69,6 +72,7 @@ type File struct {
 	temp      string // last elements, relative to dir
 	base      string
 	path      string // for messages
+	mount     bool   // Options.Mount
 	flushed   bool
 	committed bool
 	ended     bool  // dir and f are closed
@@ -97,7 +101,7 @@ func CreateWith(path string, o Options) (*File, error) {
 // CreateAt is Create below an open directory, for callers that confine what they write (os.Root). It takes dir over and
 // closes it, also on error. A directory that has been removed meanwhile is fs.ErrNotExist.
 func CreateAt(dir *os.File, base string, o Options) (*File, error) {
-	d := &File{dir: dir, base: base, temp: o.Temp, path: filepath.Join(dir.Name(), base)}
+	d := &File{dir: dir, base: base, temp: o.Temp, path: filepath.Join(dir.Name(), base), mount: o.Mount}
 	if err := d.open(o); err != nil {
 		dir.Close() // opened for reading: nothing to lose
 		return nil, fmt.Errorf("create %s: %w", d.path, err)
@@ -124,7 +128,7 @@ func (d *File) open(o Options) error {
 		d.f = os.NewFile(uintptr(fd), filepath.Join(d.dir.Name(), d.temp))
 		break
 	}
-	err := own(d.f, o.Mode, o.Owner)
+	err := own(d.f, o)
 	if err != nil {
 		d.f.Close() // the error above is the one to report
 		unix.Unlinkat(int(d.dir.Fd()), d.temp, 0)
@@ -133,13 +137,19 @@ func (d *File) open(o Options) error {
 }
 
 // own sets owner and mode; the owner first, because chown clears set-id bits.
-func own(f *os.File, mode fs.FileMode, owner *Owner) error {
-	if owner != nil {
-		if err := f.Chown(owner.UID, owner.GID); err != nil {
+func own(f *os.File, o Options) error {
+	refused := func(err error) bool {
+		return err != nil && !(o.Mount && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.ENOSYS)))
+	}
+	if o.Owner != nil {
+		if err := f.Chown(o.Owner.UID, o.Owner.GID); refused(err) {
 			return err
 		}
 	}
-	return f.Chmod(mode)
+	if err := f.Chmod(o.Mode); refused(err) {
+		return err
+	}
+	return nil
 }
 
 // Write appends to the new content. The first error sticks.
@@ -220,7 +230,7 @@ func (d *File) publish(sync bool) error {
 		d.err = fmt.Errorf("commit %s: %w", d.path, err)
 		return d.err
 	}
-	if sync {
+	if sync && !d.mount {
 		err = d.dir.Sync()
 	}
 	d.dir.Close() // opened for reading: nothing to lose
@@ -298,6 +308,11 @@ func MkdirAll(path string, mode fs.FileMode) error {
 
 // MkdirAllOwned is MkdirAll for directories that are to belong to owner (nil: the process's own).
 func MkdirAllOwned(path string, mode fs.FileMode, owner *Owner) error {
+	return MkdirAllWith(path, Options{Mode: mode, Owner: owner})
+}
+
+// MkdirAllWith is MkdirAll with the options that are for directories too: Mode, Owner and Mount.
+func MkdirAllWith(path string, o Options) error {
 	path = filepath.Clean(path)
 	if fi, err := os.Stat(path); err == nil {
 		if !fi.IsDir() {
@@ -307,19 +322,19 @@ func MkdirAllOwned(path string, mode fs.FileMode, owner *Owner) error {
 	}
 	parent := filepath.Dir(path)
 	if parent != path {
-		if err := MkdirAllOwned(parent, mode, owner); err != nil {
+		if err := MkdirAllWith(parent, o); err != nil {
 			return err
 		}
 	}
-	if err := mkdir(path, mode, owner); err != nil {
+	if err := mkdir(path, o); err != nil || o.Mount {
 		return err
 	}
 	return SyncDir(parent)
 }
 
 // mkdir makes one directory. Losing a race against another maker is success.
-func mkdir(path string, mode fs.FileMode, owner *Owner) error {
-	err := os.Mkdir(path, mode)
+func mkdir(path string, o Options) error {
+	err := os.Mkdir(path, o.Mode)
 	if errors.Is(err, fs.ErrExist) {
 		if fi, serr := os.Stat(path); serr == nil && fi.IsDir() {
 			return nil
@@ -333,13 +348,13 @@ func mkdir(path string, mode fs.FileMode, owner *Owner) error {
 		return err
 	}
 	defer d.Close() // opened for reading: nothing to lose
-	return own(d, mode, owner)
+	return own(d, o)
 }
 
 // MkdirAt makes one directory below an open one, with the mode regardless of the umask, and reports whether it was made
-// (false: it, or something else of that name, exists). It does not sync.
-func MkdirAt(dir *os.File, base string, mode fs.FileMode, owner *Owner) (bool, error) {
-	err := unix.Mkdirat(int(dir.Fd()), base, uint32(mode.Perm()))
+// (false: it, or something else of that name, exists). It does not sync. Temp is not used.
+func MkdirAt(dir *os.File, base string, o Options) (bool, error) {
+	err := unix.Mkdirat(int(dir.Fd()), base, uint32(o.Mode.Perm()))
 	if errors.Is(err, unix.EEXIST) {
 		return false, nil
 	}
@@ -353,7 +368,7 @@ func MkdirAt(dir *os.File, base string, mode fs.FileMode, owner *Owner) (bool, e
 	}
 	d := os.NewFile(uintptr(fd), name)
 	defer d.Close() // opened for reading: nothing to lose
-	return true, own(d, mode, owner)
+	return true, own(d, o)
 }
 
 // openat opens relative to dir, never leaks into a child process, and repeats when a signal interrupts it.

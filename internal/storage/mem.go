@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// errEnded is returned by a writer that has been committed or aborted.
-var errEnded = errors.New("writer is already committed or given up")
+// ErrEnded is what a Writer of an adapter returns once it has been committed or aborted.
+var ErrEnded = errors.New("writer is already committed or given up")
 
 // Mem keeps objects in memory, for tests. It remembers which of them a power cut would leave (CrashClone).
 type Mem struct {
@@ -157,7 +157,7 @@ type memWriter struct {
 // Write implements io.Writer.
 func (w *memWriter) Write(p []byte) (int, error) {
 	if w.ended {
-		return 0, fmt.Errorf("write %s: %w", w.name, errEnded)
+		return 0, fmt.Errorf("write %s: %w", w.name, ErrEnded)
 	}
 	return w.buf.Write(p)
 }
@@ -168,7 +168,7 @@ func (w *memWriter) Commit(ctx context.Context) error {
 		return nil
 	}
 	if w.ended {
-		return fmt.Errorf("commit %s: %w", w.name, errEnded)
+		return fmt.Errorf("commit %s: %w", w.name, ErrEnded)
 	}
 	if err := ctx.Err(); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"slices"
+	"strings"
 )
 
 var (
@@ -28,4 +29,11 @@ func walkKey(i Info) string {
 		return i.Name + "/"
 	}
 	return i.Name
+}
+
+// removedOpen reports whether base is what the NFS client makes of a file that is removed while somebody has it open: it is
+// there until that one closes it.
+func removedOpen(base string) bool {
+	number, ok := strings.CutPrefix(base, ".nfs")
+	return ok && len(number) >= 16 && strings.Trim(number, "0123456789abcdef") == ""
 }

@@ -38,6 +38,10 @@ type PosixOptions struct {
 	FileMode fs.FileMode    // 0: 0640. Set regardless of the umask.
 	DirMode  fs.FileMode    // 0: 0750. Set regardless of the umask.
 	Owner    *durable.Owner // nil: the process's own; others need root
+	// Mount keeps to what file systems of other machines can do (CIFS; NFS whose server says no): no links of either kind,
+	// no sync of directories and none of the whole file system (Deferred is ignored), and it is no error that the mount
+	// decides on modes and owners itself. What Commit acknowledges is then as durable as the server's answer to fsync.
+	Mount bool
 }
 
 // Posix keeps objects as files below one directory. It never leaves that directory: symbolic links that lead out of it
@@ -82,7 +86,7 @@ func NewPosix(root string, o PosixOptions) (*Posix, error) {
 		o.DirMode = defaultDirMode
 	}
 	return &Posix{
-		path: abs, o: o, deferred: durable.ReliableSyncFS(),
+		path: abs, o: o, deferred: !o.Mount && durable.ReliableSyncFS(),
 		unsynced: map[string]uint64{}, devices: map[uint64]*os.File{},
 	}, nil
 }
@@ -105,9 +109,14 @@ func (p *Posix) Close() error {
 	return p.root.Close()
 }
 
-// Abilities says that links and sweeping are offered.
+// Abilities says that sweeping is offered, and links unless it is a Mount.
 func (p *Posix) Abilities() Abilities {
-	return Abilities{Connections: posixConnections, Links: true, Sweeps: true}
+	return Abilities{Connections: posixConnections, Links: !p.o.Mount, Sweeps: true}
+}
+
+// dirOptions are for the directories that are made.
+func (p *Posix) dirOptions() durable.Options {
+	return durable.Options{Mode: p.o.DirMode, Owner: p.o.Owner, Mount: p.o.Mount}
 }
 
 // fail describes an error with the full path and without the inner one.
@@ -137,7 +146,7 @@ func (p *Posix) open(make bool) (*os.Root, error) {
 	}
 	root, err := os.OpenRoot(p.path)
 	if make && errors.Is(err, fs.ErrNotExist) {
-		if err := durable.MkdirAllOwned(p.path, p.o.DirMode, p.o.Owner); err != nil {
+		if err := durable.MkdirAllWith(p.path, p.dirOptions()); err != nil {
 			return nil, err
 		}
 		root, err = os.OpenRoot(p.path)
@@ -247,7 +256,7 @@ func (p *Posix) Create(ctx context.Context, name string, opts CreateOptions) (Wr
 	w := &posixWriter{p: p, dir: dir, name: name, deferred: opts.Deferred && p.deferred}
 	err := p.inDir(dir, w.deferred, func(d *os.File) error {
 		temp := fmt.Sprintf("%s.%016x%s", durable.TempStem(base), rand.Uint64(), tempSuffix)
-		f, err := durable.CreateAt(d, base, durable.Options{Mode: p.o.FileMode, Owner: p.o.Owner, Temp: temp})
+		f, err := durable.CreateAt(d, base, durable.Options{Mode: p.o.FileMode, Owner: p.o.Owner, Temp: temp, Mount: p.o.Mount})
 		w.f = f
 		return err
 	})
@@ -297,8 +306,8 @@ func (p *Posix) makeDirs(root *os.Root, dir string, deferred bool) error {
 		if err != nil {
 			return err
 		}
-		made, err := durable.MkdirAt(d, base, p.o.DirMode, p.o.Owner)
-		if made && !deferred && err == nil {
+		made, err := durable.MkdirAt(d, base, p.dirOptions())
+		if made && !deferred && err == nil && !p.o.Mount {
 			err = d.Sync()
 		}
 		if made && deferred {
@@ -340,8 +349,11 @@ func (p *Posix) syncParents(dir string) error {
 	return nil
 }
 
-// syncDir makes the entries of one directory durable.
+// syncDir makes the entries of one directory durable, where that can be asked for.
 func (p *Posix) syncDir(dir string) error {
+	if p.o.Mount {
+		return nil
+	}
 	root, err := p.open(false)
 	if err != nil {
 		return err
@@ -508,6 +520,9 @@ func (p *Posix) readDir(dir string) ([]Info, error) {
 	}
 	infos := make([]Info, 0, len(names))
 	for _, base := range names {
+		if p.o.Mount && removedOpen(base) {
+			continue
+		}
 		var st unix.Stat_t
 		err := unix.Fstatat(int(d.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW)
 		if err == unix.ENOENT {

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -112,9 +113,17 @@ func (p *Posix) prune(ctx context.Context, root *os.Root, dirs map[string]bool) 
 	return nil
 }
 
+// errMount is what Linker's methods return on a Mount.
+func (p *Posix) errMount(op, name string) error {
+	if p.o.Mount {
+		return p.fail(op, name, errors.ErrUnsupported)
+	}
+	return nil
+}
+
 // MakeDir implements Linker.
 func (p *Posix) MakeDir(ctx context.Context, name string) error {
-	if err := check(ctx, name); err != nil {
+	if err := cmp.Or(check(ctx, name), p.errMount("make directory", name)); err != nil {
 		return err
 	}
 	err := p.inDir(name, p.deferred, (*os.File).Close)
@@ -126,7 +135,7 @@ func (p *Posix) MakeDir(ctx context.Context, name string) error {
 
 // Symlink implements Linker.
 func (p *Posix) Symlink(ctx context.Context, target, name string) error {
-	if err := check(ctx, name); err != nil {
+	if err := cmp.Or(check(ctx, name), p.errMount("link", name)); err != nil {
 		return err
 	}
 	dir, base := split(name)
@@ -162,7 +171,7 @@ func (p *Posix) Symlink(ctx context.Context, target, name string) error {
 // Link implements Linker. The link is made under a temporary name and renamed, so that an existing name is replaced in one
 // step.
 func (p *Posix) Link(ctx context.Context, existing, name string) error {
-	if err := errors.Join(check(ctx, existing), check(ctx, name)); err != nil {
+	if err := cmp.Or(check(ctx, existing), check(ctx, name), p.errMount("link", name)); err != nil {
 		return err
 	}
 	fromDir, fromBase := split(existing)
@@ -195,7 +204,7 @@ func (p *Posix) Link(ctx context.Context, existing, name string) error {
 
 // RemoveTree implements Linker.
 func (p *Posix) RemoveTree(ctx context.Context, name string) error {
-	if err := check(ctx, name); err != nil {
+	if err := cmp.Or(check(ctx, name), p.errMount("remove tree", name)); err != nil {
 		return err
 	}
 	root, err := p.open(false)

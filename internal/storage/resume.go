@@ -13,6 +13,9 @@ import (
 // ErrChanged says that an object was replaced while it was read: what has been read and what is there do not belong together.
 var ErrChanged = errors.New("object has changed while it was read")
 
+// ErrCorrupt says that what a store has sent is not what its own checksum promises. Reading on would not help.
+var ErrCorrupt = errors.New("content does not match the checksum that the store has for it")
+
 // Resume reopens a reader at the place where it broke, with back-off. An object that ends too early counts as broken.
 // Each byte of progress gives all attempts back. The end of the context wins at once.
 type Resume struct {
@@ -103,7 +106,7 @@ func (r *resumeReader) broken(err error) error {
 	if cerr := r.ctx.Err(); cerr != nil {
 		return cerr
 	}
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrChanged) || errors.Is(err, errPastEnd) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrChanged) || errors.Is(err, ErrCorrupt) || errors.Is(err, errPastEnd) {
 		return err
 	}
 	r.failed++

@@ -30,6 +30,24 @@ type temporaryError struct{ error }
 func (temporaryError) Temporary() bool { return true }
 func (e temporaryError) Unwrap() error { return e.error }
 
+// TemporaryAfter is Temporary for an error with which the store has said how long to wait.
+func TemporaryAfter(err error, wait time.Duration) error {
+	if err == nil {
+		return nil
+	}
+	return waitError{temporaryError{err}, wait}
+}
+
+type waitError struct {
+	temporaryError
+	wait time.Duration
+}
+
+func (e waitError) RetryAfter() time.Duration { return e.wait }
+
+// maxWait bounds what a store may ask for.
+const maxWait = 2 * time.Minute
+
 // Backoff says how often and after what pauses something is tried again: the pause doubles from Base to Max, and the
 // upper half of it is random, so that many clients do not come back at the same moment.
 type Backoff struct {
@@ -58,6 +76,43 @@ func (b Backoff) withDefaults() Backoff {
 		b.Sleep = sleep
 	}
 	return b
+}
+
+// Do calls until success, a lasting error, the last attempt or the end of ctx, with pauses in between: Retry for one call
+// inside an adapter. call must be harmless to repeat.
+func (b Backoff) Do(ctx context.Context, call func() error) error {
+	return b.withDefaults().do(ctx, call, func(int, error, time.Duration) {})
+}
+
+// do is Do; tell is told of each repetition to come.
+func (b Backoff) do(ctx context.Context, call func() error, tell func(attempt int, err error, d time.Duration)) error {
+	for attempt := 1; ; attempt++ {
+		err := call()
+		if err == nil || !IsTemporary(err) {
+			return err
+		}
+		if cerr := ctx.Err(); cerr != nil {
+			return errors.Join(cerr, err)
+		}
+		if attempt >= b.Attempts {
+			return fmt.Errorf("tried %d times: %w", attempt, err)
+		}
+		d := b.pauseFor(attempt, err)
+		tell(attempt, err, d)
+		if werr := b.Sleep(ctx, d); werr != nil {
+			return errors.Join(werr, err)
+		}
+	}
+}
+
+// pauseFor is pause, or what the store has asked for if that is longer.
+func (b Backoff) pauseFor(attempt int, err error) time.Duration {
+	var asked interface{ RetryAfter() time.Duration }
+	d := b.pause(attempt)
+	if errors.As(err, &asked) {
+		d = max(d, min(asked.RetryAfter(), maxWait))
+	}
+	return d
 }
 
 // Pause is the wait after the given failed attempt, counted from 1.
@@ -122,30 +177,14 @@ func NewRetry(s Storage, o RetryOptions) *Retry {
 
 // do calls until success, a lasting error, the last attempt or the end of ctx.
 func (r *Retry) do(ctx context.Context, op Op, name string, call func() error) error {
-	for attempt := 1; ; attempt++ {
-		err := call()
-		if err == nil || !IsTemporary(err) {
-			return err
-		}
-		if cerr := ctx.Err(); cerr != nil {
-			return errors.Join(cerr, err)
-		}
-		if attempt >= r.o.Attempts {
-			return fmt.Errorf("tried %d times: %w", attempt, err)
-		}
-		if werr := r.again(ctx, op, name, attempt, err); werr != nil {
-			return errors.Join(werr, err)
-		}
-	}
+	return r.o.do(ctx, call, func(attempt int, err error, d time.Duration) { r.tell(op, name, attempt, err, d) })
 }
 
-// again tells the listener and waits.
-func (r *Retry) again(ctx context.Context, op Op, name string, attempt int, err error) error {
-	d := r.o.pause(attempt)
+// tell tells the listener.
+func (r *Retry) tell(op Op, name string, attempt int, err error, d time.Duration) {
 	if r.o.OnRepeat != nil {
 		r.o.OnRepeat(Repetition{op, name, attempt, err, d})
 	}
-	return r.o.Sleep(ctx, d)
 }
 
 // Open implements Storage.
@@ -217,7 +256,9 @@ func (r *Retry) List(ctx context.Context, dir string, opts ListOptions) iter.Seq
 			if IsTemporary(failed) && (attempt < r.o.Attempts || ctx.Err() != nil) {
 				werr := ctx.Err()
 				if werr == nil {
-					werr = r.again(ctx, OpList, dir, attempt, failed)
+					d := r.o.pauseFor(attempt, failed)
+					r.tell(OpList, dir, attempt, failed, d)
+					werr = r.o.Sleep(ctx, d)
 				}
 				if werr == nil {
 					continue

@@ -173,7 +173,7 @@ type uploadWriter struct {
 // Write implements io.Writer. It waits while too much is in flight.
 func (w *uploadWriter) Write(p []byte) (int, error) {
 	if w.ended {
-		return 0, fmt.Errorf("write %s: %w", w.name, errEnded)
+		return 0, fmt.Errorf("write %s: %w", w.name, ErrEnded)
 	}
 	n := 0
 	for len(p) > 0 && w.err == nil {
@@ -233,7 +233,7 @@ func (w *uploadWriter) Commit(ctx context.Context) error {
 	case w.done:
 		return nil
 	case w.ended:
-		return fmt.Errorf("commit %s: %w", w.name, errEnded)
+		return fmt.Errorf("commit %s: %w", w.name, ErrEnded)
 	case w.err != nil:
 		return w.err
 	case ctx.Err() != nil:

@@ -1,0 +1,123 @@
+package gcs
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"mime"
+	"mime/multipart"
+	"net/http"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"holdfast/internal/storage"
+	"holdfast/internal/storage/transport"
+)
+
+// Remove implements storage.Storage: up to a hundred objects go with one request, several requests at once.
+func (s *Store) Remove(ctx context.Context, names ...string) error {
+	for _, name := range names {
+		if err := storage.CheckName(name); err != nil {
+			return err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := s.uploads.Wait(ctx, name); err != nil {
+			return err
+		}
+	}
+	if len(names) == 1 {
+		return s.fail("remove", names[0], s.remove(ctx, names[0]))
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(4)
+	for batch := range slices.Chunk(names, min(batchSize, s.page)) {
+		g.Go(func() error { return s.removeBatch(gctx, batch) })
+	}
+	err := g.Wait()
+	if cerr := ctx.Err(); cerr != nil {
+		return cerr
+	}
+	return err
+}
+
+// remove removes one object.
+func (s *Store) remove(ctx context.Context, name string) error {
+	resp, err := s.do(ctx, request{method: "DELETE", path: s.object(name)}, http.StatusNoContent, http.StatusOK)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	transport.Drain(resp.Body)
+	return nil
+}
+
+// removeBatch removes several objects with one request, which holds a small request for each.
+func (s *Store) removeBatch(ctx context.Context, names []string) error {
+	var body bytes.Buffer
+	w := multipart.NewWriter(&body)
+	for i, name := range names {
+		part, err := w.CreatePart(map[string][]string{"Content-Type": {"application/http"}, "Content-Id": {fmt.Sprintf("<holdfast+%d>", i)}})
+		if err != nil {
+			return err
+		}
+		if _, err := io.WriteString(part, "DELETE "+s.object(name)+" HTTP/1.1\r\n\r\n"); err != nil {
+			return err
+		}
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	resp, err := s.do(ctx, request{method: "POST", path: "/batch/storage/v1", header: map[string]string{"Content-Type": "multipart/mixed; boundary=" + w.Boundary()},
+		body: &body, length: int64(body.Len())}, http.StatusOK)
+	if err != nil {
+		return s.fail("remove", names[0], err)
+	}
+	defer transport.Drain(resp.Body)
+	_, params, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if err != nil {
+		return s.fail("remove", names[0], fmt.Errorf("the store's answer to a batch: %w", err))
+	}
+	parts := multipart.NewReader(resp.Body, params["boundary"])
+	for i := range names {
+		if err := batchAnswer(ctx, parts); err != nil {
+			return s.fail("remove", names[i], err)
+		}
+	}
+	return nil
+}
+
+// batchAnswer reads what became of one request of a batch; they come in order.
+func batchAnswer(ctx context.Context, parts *multipart.Reader) error {
+	part, err := parts.NextPart()
+	if errors.Is(err, io.EOF) {
+		return storage.Temporary(errors.New("the store's answer to a batch ends early"))
+	}
+	if err != nil {
+		return transport.Error(ctx, err)
+	}
+	text, err := io.ReadAll(io.LimitReader(part, 64<<10))
+	if err != nil {
+		return transport.Error(ctx, err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(strings.NewReader(strings.TrimLeft(string(text), "\r\n"))), nil)
+	if err != nil {
+		return fmt.Errorf("the store's answer to a batch: %w", err)
+	}
+	defer transport.Drain(resp.Body)
+	if resp.StatusCode == http.StatusNotFound || resp.StatusCode/100 == 2 {
+		return nil
+	}
+	return transport.Mark(&statusError{resp.StatusCode, message(resp.Body)}, resp.StatusCode, resp.Header)
+}
