@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"holdfast/internal/repo"
 )
 
@@ -124,8 +122,9 @@ func (r *backupRun) copyFiles(ctx context.Context, work []todo) error {
 	c := &copier{backupRun: r, vanished: make([]bool, len(r.m.Files))}
 	threshold := max(r.o.SaveThreshold, total/100)
 	queue := make(chan job)
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
+	g := newCrew(ctx, 0)
+	ctx = g.ctx
+	g.run(func() error {
 		defer close(queue)
 		waited := false
 		for _, j := range jobs {
@@ -144,7 +143,7 @@ func (r *backupRun) copyFiles(ctx context.Context, work []todo) error {
 		return nil
 	})
 	for range r.o.ProcessMax {
-		g.Go(func() error {
+		g.run(func() error {
 			buf := make([]byte, copyBuffer)
 			for j := range queue {
 				if err := c.do(ctx, j, buf); err != nil {
@@ -157,7 +156,7 @@ func (r *backupRun) copyFiles(ctx context.Context, work []todo) error {
 			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
+	if err := g.wait(r.s.o.Storage); err != nil {
 		if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
 			return cause
 		}

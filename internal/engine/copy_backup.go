@@ -11,8 +11,6 @@ import (
 	"strconv"
 	"sync"
 
-	"golang.org/x/sync/errgroup"
-
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
 )
@@ -367,15 +365,14 @@ func (c *backupCopy) copyObjects(ctx context.Context) error {
 	}
 	c.p.from.step("copy", "objects", fmt.Sprintf("%d of backup %s", len(c.units), c.m.Label))
 	c.p.from.o.Events(Amount{"copy", len(c.units), total})
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(c.p.o.ProcessMax)
+	g := newCrew(ctx, c.p.o.ProcessMax)
 	for i := range c.units {
-		if gctx.Err() != nil {
+		if g.ctx.Err() != nil {
 			break
 		}
-		g.Go(func() error { return c.copyUnit(gctx, &c.units[i]) })
+		g.run(func() error { return c.copyUnit(g.ctx, &c.units[i]) })
 	}
-	return g.Wait()
+	return g.wait(c.p.to.o.Storage)
 }
 
 // save notes what is copied so far, and by sum what that note was.
