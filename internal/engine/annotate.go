@@ -28,8 +28,11 @@ func (s *Stanza) annotate(ctx context.Context, label repo.Label, notes map[strin
 	if err != nil {
 		return err
 	}
-	changed, warnings, err := repo.Reconcile(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass)
+	changed, added, warnings, err := s.reconcile(ctx, bi)
 	if err != nil {
+		return err
+	}
+	if err := s.completeHistory(ctx, bi, added); err != nil {
 		return err
 	}
 	for _, w := range warnings {

@@ -410,12 +410,15 @@ func (r *backupRun) prepare(ctx context.Context) error {
 	if err := s.matches(r.ai, r.bi, r.control); err != nil {
 		return err
 	}
-	_, warnings, err := repo.Reconcile(ctx, s.o.Storage, s.o.Stanza, r.bi, s.o.Pass)
+	_, added, warnings, err := s.reconcile(ctx, r.bi)
 	if err != nil {
 		return err
 	}
 	for _, w := range warnings {
 		s.warn("%s", w)
+	}
+	if err := s.completeHistory(ctx, r.bi, added); err != nil {
+		return err
 	}
 	r.db = r.bi.DB()
 	if err := r.settle(ctx, r.bi, func(string, ...any) {}); err != nil { // the plan has said it all

@@ -55,7 +55,8 @@ type ExpirePlan struct {
 	o          ExpireOptions
 	now        time.Time
 	bi         *repo.BackupInfo
-	reconciled bool // bi differs from the file
+	reconciled bool         // bi differs from the file
+	added      []repo.Label // what it lists and the file does not
 	kept       []repo.BackupLine
 }
 
@@ -86,10 +87,11 @@ func (s *Stanza) planExpire(ctx context.Context, o ExpireOptions, now time.Time)
 	if err := sameHistory(ai, bi); err != nil {
 		return fail(err)
 	}
-	changed, warnings, err := repo.Reconcile(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass)
+	changed, added, warnings, err := s.reconcile(ctx, bi)
 	if err != nil {
 		return fail(err)
 	}
+	p.added = added
 	p.reconciled, p.Warnings = changed, append(p.Warnings, warnings...)
 	r, err := choose(bi, o, now)
 	if err != nil {
@@ -290,6 +292,9 @@ func (p *ExpirePlan) run(ctx context.Context) error {
 		}
 	}
 	p.bi.Backups = p.kept
+	if err := s.completeHistory(ctx, p.bi, slices.DeleteFunc(p.added, func(l repo.Label) bool { return p.bi.Find(l) == nil })); err != nil {
+		return err
+	}
 	s.step("expire", "catalogue", "backup.info")
 	if err := s.saveBackupInfo(ctx, p.bi, p.reconciled || len(p.Backups) > 0); err != nil {
 		return err

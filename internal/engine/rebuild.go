@@ -61,8 +61,11 @@ func (s *Stanza) rebuild(ctx context.Context, c pg.Control) (*RebuildResult, err
 		}
 		if berr != nil {
 			bi = &repo.BackupInfo{BackrestVersion: s.o.Version, Current: current.ID, History: history}
-			_, warnings, err := repo.Reconcile(ctx, s.o.Storage, s.o.Stanza, bi, "")
+			_, added, warnings, err := s.reconcile(ctx, bi)
 			if err != nil {
+				return nil, err
+			}
+			if err := s.completeHistory(ctx, bi, added); err != nil {
 				return nil, err
 			}
 			for _, w := range warnings {

@@ -873,3 +873,37 @@ func TestDataDirOfAnotherServer(t *testing.T) {
 		must(t, r.server.waitIdle())
 	}
 }
+
+// TestHistoryManifestIsMadeGood: a backup that died between its manifest and the copy of it that outlives the backup exists. The
+// next backup, or expire, lists it and writes that copy; without it verify would find fault with the backup as long as it lives.
+func TestHistoryManifestIsMadeGood(t *testing.T) {
+	for name, next := range map[string]func(r *rig, m *storage.Mem) error{
+		"backup": func(r *rig, m *storage.Mem) error {
+			_, err := r.backupWith(t.Context(), m, m, engine.BackupOptions{})
+			return err
+		},
+		"expire": func(r *rig, m *storage.Mem) error {
+			_, err := r.expire(t.Context(), m, engine.ExpireOptions{Full: 5})
+			return err
+		},
+		"annotate": func(r *rig, m *storage.Mem) error {
+			l := repo.Label("")
+			for d, err := range repo.Labels(t.Context(), m, "demo") {
+				must(t, err)
+				l = d.Label
+			}
+			return r.stanza(m).Annotate(t.Context(), l, map[string]string{"a": "b"})
+		},
+	} {
+		r, m := newStore(t)
+		faulty, err := storage.NewFaulty(m, storage.Fault{Op: storage.OpCreate, Name: "*.manifest.gz", Nth: 1, Kind: storage.Die})
+		must(t, err)
+		if _, err := r.backupWith(t.Context(), faulty, m, engine.BackupOptions{}); err == nil {
+			t.Fatal("the fault was not felt")
+		}
+		must(t, next(r, m))
+		if err := r.verified(m); err != nil {
+			t.Errorf("after %s: %v", name, err)
+		}
+	}
+}

@@ -81,8 +81,12 @@ func PublishManifest(ctx context.Context, s storage.Storage, stanza string, m *M
 	if _, err := writeObject(ctx, s, ManifestPath(stanza, m.Label), StreamSpec{Compress: None, Pass: pass}, m.encode); err != nil {
 		return err
 	}
-	spec := StreamSpec{Compress: GZ, Level: 9, Pass: pass}
-	_, err := writeObject(ctx, s, HistoryManifestPath(stanza, m.Label), spec, m.encode)
+	return SaveHistoryManifest(ctx, s, stanza, m, pass)
+}
+
+// SaveHistoryManifest writes the compressed copy of a manifest that outlives its backup.
+func SaveHistoryManifest(ctx context.Context, s storage.Storage, stanza string, m *Manifest, pass Secret) error {
+	_, err := writeObject(ctx, s, HistoryManifestPath(stanza, m.Label), StreamSpec{Compress: GZ, Level: 9, Pass: pass}, m.encode)
 	return err
 }
 

@@ -1,0 +1,51 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"holdfast/internal/repo"
+)
+
+// reconcile brings bi in line with what is in the repository (repo.Reconcile). added are the backups that it did not list: they
+// exist by their manifest, and whoever made them died before the rest was written.
+func (s *Stanza) reconcile(ctx context.Context, bi *repo.BackupInfo) (changed bool, added []repo.Label, warnings []string, err error) {
+	listed := map[repo.Label]bool{}
+	for _, l := range bi.Backups {
+		listed[l.Label] = true
+	}
+	changed, warnings, err = repo.Reconcile(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass)
+	for _, l := range bi.Backups {
+		if !listed[l.Label] {
+			added = append(added, l.Label)
+		}
+	}
+	return changed, added, warnings, err
+}
+
+// completeHistory writes the history manifest of backups that were added, where it is missing. To be called before backup.info
+// is saved with them, so that a run which dies in between is made good by the next.
+func (s *Stanza) completeHistory(ctx context.Context, bi *repo.BackupInfo, added []repo.Label) error {
+	for _, l := range added {
+		name := repo.HistoryManifestPath(s.o.Stanza, l)
+		if _, err := s.o.Storage.Stat(ctx, name); err == nil {
+			continue
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("look for %s: %w", name, err)
+		}
+		pass := bi.CipherPass
+		if pass == "" {
+			pass = s.o.Pass
+		}
+		m, err := repo.LoadManifest(ctx, s.o.Storage, s.o.Stanza, l, pass)
+		if err == nil {
+			err = repo.SaveHistoryManifest(ctx, s.o.Storage, s.o.Stanza, m, pass)
+		}
+		if err != nil {
+			return fmt.Errorf("write the history manifest of backup %s, which lacks it: %w", l, err)
+		}
+	}
+	return nil
+}
