@@ -90,7 +90,7 @@ var sentinelCodes = []struct {
 	errs []error
 }{
 	{exitUsage, []error{conf.ErrRefused, catalog.ErrUnknown, engine.ErrTarget, engine.ErrTablespaceMap, engine.ErrLinkMap, engine.ErrLinkInside, engine.ErrDBMissing, engine.ErrDBInvalid}},
-	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, engine.ErrPassphrase, repo.ErrSealed, instance.ErrNoInstance, action.ErrRestart}},
+	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTargetOwner, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, engine.ErrPassphrase, repo.ErrSealed, instance.ErrNoInstance, action.ErrRestart}},
 	{exitBusy, []error{action.ErrBusy, repo.ErrLocked, durable.ErrLocked}},
 }
 

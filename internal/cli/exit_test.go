@@ -60,6 +60,7 @@ var sentinels = map[string]struct {
 	"engine.ErrStopped":           {engine.ErrStopped, exitRefused},
 	"engine.ErrTarget":            {engine.ErrTarget, exitUsage},
 	"engine.ErrTargetNotEmpty":    {engine.ErrTargetNotEmpty, exitRefused},
+	"engine.ErrTargetOwner":       {engine.ErrTargetOwner, exitRefused},
 	"engine.ErrTargetRunning":     {engine.ErrTargetRunning, exitRefused},
 	"engine.ErrDBInvalid":         {engine.ErrDBInvalid, exitUsage},
 	"engine.ErrDBMissing":         {engine.ErrDBMissing, exitUsage},
