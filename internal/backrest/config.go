@@ -63,9 +63,10 @@ func (c *Config) active(o *Option, key int) (ok bool, missing string) {
 			switch {
 			case values == "n":
 				full = "no-" + full
+			case strings.Contains(values, "|"):
+				return false, "'" + full + "' in ('" + strings.ReplaceAll(values, "|", "', '") + "')"
 			case values != "y":
-				full += "' in ('" + strings.ReplaceAll(values, "|", "', '") + "')"
-				return false, "'" + full
+				full += "' = '" + values
 			}
 			return false, "'" + full + "'"
 		}
@@ -225,6 +226,12 @@ func (c *Config) Given() []Given {
 // Words writes the options that were set as a command line would have them, for a log; secrets are hidden.
 func (c *Config) Words() []string {
 	return c.words(func(place, *value) bool { return true }, "<redacted>")
+}
+
+// WordsFor is Words with only those that another command knows, too.
+func (c *Config) WordsFor(command string) []string {
+	to := commandNamed(command)
+	return c.words(func(at place, _ *value) bool { return at.o.On&to != 0 }, "<redacted>")
 }
 
 // Forward are the options of this command line and environment that another command needs to work on the same stanza

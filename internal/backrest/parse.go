@@ -36,6 +36,7 @@ type Config struct {
 	Params   []string // words that are neither command nor option
 	Help     bool     // help for Command, which may be 0, was asked for
 	Warnings []string // of the environment and of the files: what was passed over
+	Stanzas  []string // that the files have sections for, in their order
 
 	values map[place]*value
 }
@@ -47,30 +48,54 @@ func Parse(args, environ []string, files fs.FS) (*Config, error) {
 	if err := c.parseArgs(args); err != nil {
 		return nil, err
 	}
-	if c.Help || c.Command == onVersion {
+	if c.Command == 0 {
 		return c, nil
 	}
-	for o := range all {
-		for at := range c.values {
-			if at.o == o && o.On&c.Command == 0 {
-				return nil, &Error{CodeOptionInvalid, "option '" + o.Name + "' not valid for command '" + c.Command.String() + "'"}
+	if c.Command != onVersion {
+		for o := range all {
+			for at := range c.values {
+				if at.o == o && o.On&c.Command == 0 {
+					return nil, &Error{CodeOptionInvalid, "option '" + o.Name + "' not valid for command '" + c.Command.String() + "'"}
+				}
 			}
 		}
 	}
-	if err := c.parseEnvironment(environ); err != nil {
-		return nil, err
-	}
-	f, err := c.load(files)
-	if err != nil {
-		return nil, err
-	}
-	if err := c.takeFile(f); err != nil {
-		return nil, err
-	}
-	if err := c.check(); err != nil {
+	if err := c.fill(environ, files); err != nil && !c.Help { // help is what one asks for when something is wrong
 		return nil, err
 	}
 	return c, nil
+}
+
+// fill takes what the command line did not set from the environment and the files, and checks all of it.
+func (c *Config) fill(environ []string, files fs.FS) error {
+	if c.Command == onVersion { // the original takes any option with it
+		if v := c.find(named("output"), 1); v != nil {
+			if err := c.checkValue(named("output"), 1, v.text[0]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := c.parseEnvironment(environ); err != nil {
+		return err
+	}
+	f, err := c.load(files)
+	if err != nil {
+		return err
+	}
+	for _, s := range f.sections {
+		name, _, _ := strings.Cut(s.name, ":")
+		if name != "global" && !slices.Contains(c.Stanzas, name) {
+			c.Stanzas = append(c.Stanzas, name)
+		}
+	}
+	if err := c.takeFile(f); err != nil {
+		return err
+	}
+	if err := c.check(); err != nil {
+		return err
+	}
+	return nil
 }
 
 func (c *Config) find(o *Option, key int) *value { return c.values[place{o, key}] }
@@ -184,6 +209,7 @@ func (c *Config) parseArgs(args []string) *Error {
 	}
 	switch {
 	case c.Help:
+		return c.helpOn()
 	case len(args) == 0:
 		c.Help = true
 	case c.Command == 0:
@@ -191,6 +217,28 @@ func (c *Config) parseArgs(args []string) *Error {
 	case c.Params != nil && c.Command&onParams == 0:
 		return &Error{CodeParamInvalid, "command does not allow parameters"}
 	}
+	return nil
+}
+
+// helpOn finds the option that help was asked for and leaves its name in the table in Params, which is then all they hold.
+func (c *Config) helpOn() *Error {
+	switch len(c.Params) {
+	case 0:
+		return nil
+	case 1:
+	default:
+		return &Error{CodeParamInvalid, "only one option allowed for option help"}
+	}
+	o := named(c.Params[0])
+	if o == nil {
+		if m, err := lookup(c.Params[0], false); err == nil {
+			o = m.o
+		}
+	}
+	if o == nil || o.On&c.Command == 0 {
+		return &Error{CodeOptionInvalid, "option '" + c.Params[0] + "' is not valid for command '" + c.Command.String() + "'"}
+	}
+	c.Params[0] = o.Name
 	return nil
 }
 

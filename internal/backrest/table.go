@@ -28,8 +28,12 @@ const (
 	onExpire
 	onHelp
 	onInfo
+	onManifest
+	onRepoCreate
 	onRepoGet
 	onRepoLs
+	onRepoPut
+	onRepoRm
 	onRestore
 	onServer
 	onServerPing
@@ -42,7 +46,7 @@ const (
 	onVersion
 )
 
-const commandNames = "annotate archive-get archive-push backup check expire help info repo-get repo-ls restore server server-ping " +
+const commandNames = "annotate archive-get archive-push backup check expire help info manifest repo-create repo-get repo-ls repo-put repo-rm restore server server-ping " +
 	"stanza-create stanza-delete stanza-upgrade start stop verify version"
 
 // Sets of commands that share options.
@@ -52,12 +56,13 @@ const (
 	onSession = onStanza | onBackup | onCheck // those that talk to PostgreSQL
 	onPG      = onSession | onArchive | onRestore
 	onWorkers = onArchive | onBackup | onRestore | onVerify
-	onRemote  = onPG | onAnnotate | onInfo | onRepoGet | onRepoLs | onVerify // those that may work on another host
+	onObjects = onRepoCreate | onRepoGet | onRepoLs | onRepoPut | onRepoRm
+	onRemote  = onPG | onAnnotate | onInfo | onManifest | onObjects | onVerify // those that may work on another host
 	onRepo    = onRemote | onExpire
-	onLock    = onRepo&^onCheck&^onRepoGet&^onRepoLs&^onVerify | onStart | onStop
+	onLock    = onRepo&^onCheck&^onManifest&^onObjects&^onVerify | onStart | onStop
 	onNet     = onRepo | onServer | onServerPing
 	onRun     = onNet | onStart | onStop
-	onParams  = onArchive | onHelp | onRepoGet | onRepoLs // those that take words beside options
+	onParams  = onArchive | onHelp | onObjects // those that take words beside options
 )
 
 // commandNamed finds a command; 0: there is none of this name.

@@ -115,6 +115,10 @@ func (c *Config) checkValue(o *Option, key int, v string) *Error {
 	switch o.Kind {
 	case Int, Size, Time:
 		n, err := quantity(o.Kind, v)
+		if err != nil && o.Kind == Time && strings.HasPrefix(v, "-") {
+			n, err = quantity(o.Kind, v[1:])
+			n = -n
+		}
 		if err != nil {
 			return bad("is not valid for")
 		}

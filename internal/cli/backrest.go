@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"io/fs"
 	"os"
-	"os/user"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -24,29 +22,36 @@ import (
 
 // backrestRun is one command line under the name pgbackrest.
 type backrestRun struct {
-	env *Env
-	c   *backrest.Config
-	log *backrestLog
+	env     *Env
+	c       *backrest.Config
+	log     *backrestLog
+	verb    string     // the command as the log names it; "": it has not begun
+	level   int        // of the lines that say when it began and ended
+	began   time.Time  // of verb
+	version pg.Version // of pg-version-force; 0: read from the cluster
+	umask   int        // that holds for files of the repository
 }
 
 // quietCommands log their beginning and end at the level debug: what they print is for programs.
-const quietCommands = " help info repo-get repo-ls version "
+const quietCommands = " help info manifest repo-get repo-ls version "
 
 // backrestMain answers to pgBackRest's command line, environment and configuration files, with its log and exit codes.
 func backrestMain(ctx context.Context, env *Env) int {
-	r := &backrestRun{env: env, log: newBackrestLog(env)}
-	began, begun := env.Now(), logOff // begun is the level of the lines that say so
+	r := &backrestRun{env: env, log: newBackrestLog(env), began: env.Now()}
 	err := r.parse()
 	if err == nil && (r.c.Help || r.c.Command.String() == "version") {
 		return r.helpOrVersion()
 	}
 	if err == nil {
-		begun = logInfo
+		r.level = logInfo
 		if strings.Contains(quietCommands, " "+r.c.Command.String()+" ") {
-			begun = logDebug
+			r.level = logDebug
 		}
-		r.begin(begun)
-		err = r.do(ctx)
+		r.verb = r.c.Command.String()
+		r.begin(r.c.Words())
+		if err = r.takePlace(); err == nil {
+			err = r.do(ctx)
+		}
 	}
 	code := backrestCode(err)
 	end := fmt.Sprintf("aborted with exception [%03d]", code)
@@ -58,15 +63,19 @@ func backrestMain(ctx context.Context, env *Env) int {
 		r.log.logf(logError, "[%03d]: %s", code, err)
 	}
 	if err == nil {
-		end = fmt.Sprintf("completed successfully (%dms)", env.Now().Sub(began).Milliseconds())
+		end = r.success()
 	}
-	if begun != logOff {
-		r.log.logf(begun, "%s command end: %s", r.c.Command, end)
+	if r.verb != "" {
+		r.log.logf(r.level, "%s command end: %s", r.verb, end)
 	}
 	if err := r.log.close(); err != nil {
 		fmt.Fprintf(env.Stderr, "WARN: close log file: %v\n", err)
 	}
 	return code
+}
+
+func (r *backrestRun) success() string {
+	return fmt.Sprintf("completed successfully (%dms)", r.env.Now().Sub(r.began).Milliseconds())
 }
 
 // parse reads the configuration. Warnings of the configuration are logged where it says; what is refused is named before
@@ -83,22 +92,38 @@ func (r *backrestRun) parse() error {
 	for _, w := range c.Warnings {
 		r.log.at(logWarn, w)
 	}
-	if err := refuse(c); err != nil {
-		return err
-	}
-	if err := c.Complete(); err != nil {
+	if err := r.complete(); err != nil {
 		return err
 	}
 	r.log.configure(c)
-	return nil
+	return r.settle()
 }
 
-func (r *backrestRun) begin(level int) {
+// complete makes sure that the command can do all that it was told, and was told all that it needs.
+func (r *backrestRun) complete() error {
+	if err := refuse(r.c); err != nil {
+		return err
+	}
+	if r.c.Command.String() == "check" && r.c.String("stanza", 0) == "" {
+		return nil // of every stanza, each by itself
+	}
+	return r.c.Complete()
+}
+
+// begin logs the first line of a command.
+func (r *backrestRun) begin(options []string) {
 	words := ""
 	if len(r.c.Params) > 0 {
 		words = " [" + strings.Join(r.c.Params, ", ") + "]"
 	}
-	r.log.logf(level, "%s command begin %s:%s %s", r.c.Command, Version, words, strings.Join(r.c.Words(), " "))
+	r.log.logf(r.level, "%s command begin %s:%s %s", r.verb, Version, words, strings.Join(options, " "))
+}
+
+// next ends the command in the log and begins another one that it leads to.
+func (r *backrestRun) next(command string) {
+	r.log.logf(r.level, "%s command end: %s", r.verb, r.success())
+	r.verb, r.began = command, r.env.Now()
+	r.begin(r.c.WordsFor(command))
 }
 
 // do runs the command.
@@ -132,6 +157,8 @@ func (r *backrestRun) do(ctx context.Context) error {
 		return r.repoLs(ctx)
 	case "repo-get":
 		return r.repoGet(ctx)
+	case "manifest":
+		return r.manifest(ctx)
 	}
 	return coded(codeOption, "command '"+r.c.Command.String()+"' is not done by Holdfast")
 }
@@ -142,7 +169,7 @@ func repoKeys(c *backrest.Config) []int {
 	if n := int(c.Int("repo", 0)); n > 0 && slices.Contains(keys, n) {
 		return []int{n}
 	}
-	if name := c.Command.String(); name == "backup" || name == "repo-ls" || name == "repo-get" {
+	if name := c.Command.String(); name == "backup" || name == "manifest" || name == "repo-ls" || name == "repo-get" {
 		return keys[:1]
 	}
 	return keys
@@ -155,6 +182,9 @@ func (r *backrestRun) storage(key int) (storage.Storage, error) {
 
 // storageFor opens it for another owner of new files.
 func (r *backrestRun) storageFor(key int, owner *durable.Owner) (storage.Storage, error) {
+	if r.umask != 0 && r.c.String("repo-type", key) == "posix" {
+		return storage.NewPosix(r.c.String("repo-path", key), storage.PosixOptions{Owner: owner, FileMode: 0o640 &^ fs.FileMode(r.umask), DirMode: 0o750 &^ fs.FileMode(r.umask)})
+	}
 	return openRepo(r.env, r.c, key, owner)
 }
 
@@ -164,7 +194,7 @@ func (r *backrestRun) owner(key int) *durable.Owner {
 		return nil
 	}
 	var at []action.Cluster
-	for _, n := range r.c.Keys(backrest.PG) {
+	for _, n := range localServers(r.c) {
 		if d := r.c.String("pg-path", n); d != "" {
 			at = append(at, action.Cluster{DataDir: d})
 		}
@@ -192,6 +222,7 @@ func (r *backrestRun) stanza(name string, key int) (*engine.Stanza, error) {
 	tests := newListener(r.env, false, nil) // the steps that tests stop or die at
 	tests.quiet = true
 	s, err := engine.New(engine.Options{Stanza: name, Storage: st, RepoKey: key, Pass: r.pass(key), LockDir: r.c.String("lock-path", 0), LockOwner: r.owner(key),
+		PGVersion: r.version, NoSymlinks: !r.c.Bool("repo-symlink", key),
 		ExecID: r.env.ExecID, Version: programVersion(), Now: r.env.Now, Events: func(e engine.Event) {
 			r.log.on(e)
 			tests.on(e)
@@ -202,8 +233,12 @@ func (r *backrestRun) stanza(name string, key int) (*engine.Stanza, error) {
 	return s, nil
 }
 
+// countedCommands end with the code for "some repository failed" even if there is but one.
+const countedCommands = " annotate expire "
+
 // eachRepo does something on every repository of the command. One that fails is logged and does not keep the others from
-// their turn; if any failed the command ends with code, or for a single repository with that of its error.
+// their turn; if any failed the command ends with code, or for a single repository, where the original does so too, with
+// that of its error.
 func (r *backrestRun) eachRepo(ctx context.Context, code int, do func(ctx context.Context, key int, s *engine.Stanza) error) error {
 	keys := repoKeys(r.c)
 	failed := 0
@@ -215,7 +250,8 @@ func (r *backrestRun) eachRepo(ctx context.Context, code int, do func(ctx contex
 		if err == nil {
 			continue
 		}
-		if len(keys) == 1 || ctx.Err() != nil {
+		here := errors.Is(err, engine.ErrStopped) || errors.Is(err, repo.ErrLocked) // whatever the repository
+		if len(keys) == 1 && (here || !strings.Contains(countedCommands, " "+r.c.Command.String()+" ")) || ctx.Err() != nil {
 			return err
 		}
 		r.log.logf(logError, "[%03d]: repo%d: %v", backrestCode(err), key, err)
@@ -225,117 +261,6 @@ func (r *backrestRun) eachRepo(ctx context.Context, code int, do func(ctx contex
 		return coded(code, fmt.Sprintf("%s command encountered %d error(s), see above", r.c.Command, failed))
 	}
 	return nil
-}
-
-// conn is how the server of pg<key> is reached. What is not set is as PostgreSQL's own
-// programs have it: the user is PGUSER, or who runs us.
-func (r *backrestRun) conn(key int) pg.ConnOptions {
-	o := pg.ConnOptions{Host: r.c.String("pg-socket-path", key), Port: int(r.c.Int("pg-port", key)), User: r.c.String("pg-user", key), Database: r.c.String("pg-database", key)}
-	if o.User == "" {
-		o.User = r.env.Getenv("PGUSER")
-	}
-	if o.User == "" {
-		o.User = "postgres" // for root, who has no role as a rule
-		if u, err := user.Current(); err == nil && os.Geteuid() != 0 {
-			o.User = u.Username
-		}
-	}
-	if o.Host == "" {
-		o.Host = "/var/run/postgresql"
-	}
-	return o
-}
-
-// servers are the primary and, if there is one, a standby among pg1-…, pg2-…; 0 is none.
-type servers struct{ primary, standby int }
-
-// findServers asks each server whether it is in recovery. One that does not answer is a warning as long as a primary does.
-func (r *backrestRun) findServers(ctx context.Context) (servers, error) {
-	var s servers
-	var errs []error
-	for _, key := range r.c.Keys(backrest.PG) {
-		conn, err := pg.Connect(ctx, r.conn(key))
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		facts, err := conn.Facts(ctx)
-		switch err = errors.Join(err, conn.Close()); {
-		case err != nil:
-			errs = append(errs, err)
-		case facts.InRecovery && s.standby == 0:
-			s.standby = key
-		case !facts.InRecovery && s.primary != 0:
-			return s, coded(codeConfig, fmt.Sprintf("pg%d and pg%d are both primaries\nHINT: remove one of them from the configuration.", s.primary, key))
-		case !facts.InRecovery:
-			s.primary = key
-		}
-	}
-	if s.primary == 0 && len(errs) > 0 {
-		return s, &codeError{codeConnect, errors.Join(errs...)}
-	}
-	for _, err := range errs {
-		r.log.at(logWarn, err.Error())
-	}
-	if s.primary == 0 {
-		return s, coded(codeConnect, "every server that answers is a standby: no primary among the pg-path options\nHINT: add the primary's pg-path, or run this on the primary.")
-	}
-	return s, nil
-}
-
-// helpOrVersion prints what is asked for.
-func (r *backrestRun) helpOrVersion() int {
-	text := "Holdfast " + Version + "\n"
-	if r.c.Help {
-		text = r.helpText()
-	}
-	if _, err := io.WriteString(r.env.Stdout, text); err != nil {
-		return codeUnknown
-	}
-	return exitOK
-}
-
-func (r *backrestRun) helpText() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "Holdfast %s, under the name pgbackrest\n\n", Version)
-	command := r.c.Command
-	if command == 0 {
-		b.WriteString("usage: pgbackrest [options] COMMAND\n\ncommands:\n")
-		for _, n := range backrest.Commands() {
-			b.WriteString("    " + n + "\n")
-		}
-		b.WriteString("\n\"pgbackrest help COMMAND\" lists its options; \"pgbackrest help COMMAND OPTION\" tells about one.\n")
-		return b.String()
-	}
-	fmt.Fprintf(&b, "options of %s:\n\n", command)
-	for _, o := range backrest.Options() {
-		if o.On&command == 0 || len(r.c.Params) > 0 && o.Name != r.c.Params[0] {
-			continue
-		}
-		fmt.Fprintf(&b, "  --%-30s %s\n", o.Name, optionHelp(&o, command))
-	}
-	return b.String()
-}
-
-// optionHelp says of an option what it takes and what becomes of it.
-func optionHelp(o *backrest.Option, command backrest.Command) string {
-	var parts []string
-	if v := o.Values(command); v != "" {
-		parts = append(parts, v)
-	}
-	if d := o.DefaultFor(command); d != "" {
-		parts = append(parts, "default "+d)
-	}
-	if slices.Contains(strings.Fields(neutralOptions), o.Name) {
-		parts = append(parts, "taken, and changes nothing here")
-	}
-	for _, x := range refusedOptions {
-		prefix, family := strings.CutSuffix(x.name, "*")
-		if x.name == o.Name || family && strings.HasPrefix(o.Name, prefix) {
-			parts = append(parts, "not done by Holdfast: "+x.instead)
-		}
-	}
-	return strings.Join(parts, "; ")
 }
 
 // self is the program as restore_command should name it: by the name it was run under, since that is what it answers to.
@@ -363,6 +288,3 @@ func (r *backrestRun) archiveGetCommand() string {
 	}
 	return strings.Join(append(words, "archive-get", "%f", `"%p"`), " ")
 }
-
-// took is a span as results name it.
-func took(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) + "ms" }

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	"holdfast/internal/backrest"
 	"holdfast/internal/engine"
 	"holdfast/internal/repo"
 )
@@ -23,7 +25,7 @@ func (e *quietExit) Unwrap() error { return e.err }
 // compression is the kind and level of the options compress, compress-type and compress-level.
 func (r *backrestRun) compression() (repo.CompressType, int, error) {
 	name := r.c.String("compress-type", 0)
-	if !r.c.Bool("compress", 0) {
+	if !r.c.Bool("compress", 0) && !r.given("compress-type") {
 		name = "none"
 	}
 	c, err := repo.ParseCompressType(name)
@@ -42,14 +44,14 @@ func (r *backrestRun) archivePush(ctx context.Context) error {
 		return coded(codeParam, "WAL segment to push required\nHINT: archive_command = 'pgbackrest --stanza=… archive-push %p'")
 	}
 	shortRun()
-	if done, err := r.archiveAsync(ctx); done || err != nil {
+	path, err := r.walPath(r.c.Params[0])
+	if err != nil {
 		return err
 	}
-	o := engine.PushOptions{Path: r.c.Params[0], DataDir: r.c.String("pg-path", 1), HeaderCheck: r.c.Bool("archive-header-check", 0)}
-	if o.DataDir == "" && !filepath.IsAbs(o.Path) {
-		return coded(codeRequired, "option 'pg1-path' must be specified when relative wal paths are used\nHINT: is %f passed to archive-push instead of %p?")
+	if done, err := r.archiveAsync(ctx, path); done || err != nil {
+		return err
 	}
-	var err error
+	o := engine.PushOptions{Path: path, DataDir: r.dataDir(), HeaderCheck: r.c.Bool("archive-header-check", 0), Again: !r.c.Bool("archive-mode-check", 0)}
 	if o.Compress, o.Level, err = r.compression(); err != nil {
 		return err
 	}
@@ -64,14 +66,85 @@ func (r *backrestRun) archivePush(ctx context.Context) error {
 			return nil
 		}
 	}
-	err = r.eachRepo(ctx, codeCommand, func(ctx context.Context, _ int, s *engine.Stanza) error {
-		_, err := s.Push(ctx, o)
+	if err := r.pushEverywhere(ctx, o); err != nil {
 		return err
-	})
-	if err == nil {
-		r.log.logf(logInfo, "pushed WAL file '%s' to the archive", name)
 	}
-	return err
+	r.log.logf(logInfo, "pushed WAL file '%s' to the archive", name)
+	return nil
+}
+
+// walPath makes a path absolute that PostgreSQL gave.
+func (r *backrestRun) walPath(path string) (string, error) {
+	dir := r.dataDir()
+	if dir == "" && !filepath.IsAbs(path) {
+		return "", coded(codeRequired, "option 'pg1-path' must be specified when relative wal paths are used\nHINT: is %f passed to archive-push instead of %p?")
+	}
+	path, err := inDataDir(r.env, dir, path)
+	if err != nil {
+		return "", coded(codeValue, err.Error()+"\nHINT: is the PostgreSQL data_directory configured the same as the pg1-path option?")
+	}
+	return path, nil
+}
+
+// pushEverywhere stores one WAL file in every repository; one that fails does not keep the others from their turn.
+func (r *backrestRun) pushEverywhere(ctx context.Context, o engine.PushOptions) error {
+	keys := repoKeys(r.c)
+	var failed []repoError
+	conflict := false
+	for _, key := range keys {
+		s, err := r.stanza(r.c.String("stanza", 0), key)
+		if err == nil {
+			_, err = s.Push(ctx, o)
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		if err != nil {
+			failed = append(failed, repoError{key, err})
+			conflict = conflict || errors.Is(err, engine.ErrArchiveConflict)
+		}
+	}
+	switch {
+	case len(failed) == 0:
+		return nil
+	case len(failed) == len(keys) && !slices.ContainsFunc(failed, func(f repoError) bool { return !unusable(f.err) }):
+		return noRepository(failed)
+	case len(keys) == 1:
+		return failed[0].err
+	}
+	for _, f := range failed {
+		r.log.logf(logError, "[%03d]: repo%d: %v", backrestCode(f.err), f.key, f.err)
+	}
+	code := codeCommand
+	if conflict {
+		code = codeDuplicate
+	}
+	return coded(code, fmt.Sprintf("%s command encountered %d error(s), see above", r.c.Command, len(failed)))
+}
+
+// repoError is what went wrong with one repository.
+type repoError struct {
+	key int
+	err error
+}
+
+// unusable says that nothing could be done with a repository at all: the stanza is not in it, or can't be read.
+func unusable(err error) bool {
+	for _, e := range []error{engine.ErrStanzaMissing, engine.ErrPassphrase, repo.ErrFormat, repo.ErrChecksum, repo.ErrSealed} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// noRepository is the error of archive-push and archive-get when there is no repository to work with.
+func noRepository(failed []repoError) error {
+	lines := []string{"unable to find a valid repository:"}
+	for _, f := range failed {
+		lines = append(lines, fmt.Sprintf("repo%d: %v", f.key, f.err))
+	}
+	return coded(codeRepo, strings.Join(lines, "\n"))
 }
 
 // archiveGet fetches one WAL file from the first repository that has it.
@@ -83,23 +156,19 @@ func (r *backrestRun) archiveGet(ctx context.Context) error {
 		return coded(codeParam, "path to copy WAL segment required")
 	case 2:
 	default:
-		return coded(codeParam, "extra parameters found")
+		return coded(backrest.CodeParamInvalid, "extra parameters found")
 	}
 	shortRun()
-	if done, err := r.archiveAsync(ctx); done || err != nil {
+	dest, err := r.walPath(r.c.Params[1])
+	if err != nil {
 		return err
 	}
-	o := engine.GetOptions{Name: r.c.Params[0], Dest: r.c.Params[1], DataDir: r.c.String("pg-path", 1)}
-	if !filepath.IsAbs(o.Dest) { // PostgreSQL runs restore_command in the data directory, which may have another name
-		dir, err := r.env.Getwd()
-		if err != nil {
-			return err
-		}
-		o.Dest = absolute(dir, o.Dest)
+	if done, err := r.archiveAsync(ctx, dest); done || err != nil {
+		return err
 	}
+	o := engine.GetOptions{Name: r.c.Params[0], Dest: dest, DataDir: r.dataDir()}
 	missing := 0
-	var texts []string
-	var first error
+	var failed []repoError
 	keys := repoKeys(r.c)
 	for _, key := range keys {
 		s, err := r.stanza(r.c.String("stanza", 0), key)
@@ -114,17 +183,15 @@ func (r *backrestRun) archiveGet(ctx context.Context) error {
 			return err
 		case errors.Is(err, engine.ErrWALMissing):
 			missing++
-			continue
-		case first == nil:
-			first = err
+		default:
+			failed = append(failed, repoError{key, err})
 		}
-		texts = append(texts, fmt.Sprintf("repo%d: %v", key, err))
 	}
 	if missing == len(keys) {
 		return &quietExit{1, errors.New("unable to find " + o.Name + " in the archive")} // PostgreSQL ends recovery, or waits
 	}
-	if len(keys) == 1 {
-		return first
+	if len(keys) == 1 && !unusable(failed[0].err) && !errors.Is(failed[0].err, engine.ErrArchiveMismatch) {
+		return failed[0].err
 	}
-	return &codeError{codeRepo, fmt.Errorf("unable to get %s:\n%s", o.Name, strings.Join(texts, "\n"))}
+	return noRepository(failed)
 }

@@ -27,21 +27,23 @@ const (
 )
 
 // archiveAsync does archive-push or archive-get through the spool when the configuration asks for it; done: there is
-// nothing left to do.
-func (r *backrestRun) archiveAsync(ctx context.Context) (done bool, err error) {
+// nothing left to do. path is the file to push or where the file goes, absolute.
+func (r *backrestRun) archiveAsync(ctx context.Context, path string) (done bool, err error) {
 	if !r.c.Bool("archive-async", 0) {
 		return false, nil
 	}
-	dataDir := r.c.String("pg-path", 1)
+	dataDir := r.dataDir()
 	if dataDir == "" {
 		return false, coded(codeRequired, fmt.Sprintf("command %s with archive-async requires option: pg1-path\nHINT: does this stanza exist?", r.c.Command))
 	}
 	spool := r.spool()
 	if r.c.Command.String() == "archive-push" {
-		name := filepath.Base(r.c.Params[0])
-		walDir := filepath.Dir(absolute(dataDir, r.c.Params[0]))
+		name, walDir := filepath.Base(path), filepath.Dir(path)
 		if r.env.Getenv(asyncChild) != "" {
 			return true, r.pushQueue(ctx, spool, dataDir, walDir)
+		}
+		if !exists(filepath.Join(walDir, "archive_status", name+".ready")) {
+			return false, nil // nobody but PostgreSQL asks the background process: this is somebody with a file of his own
 		}
 		spool.WALDir = walDir
 		if err := asyncError(spool.PushSpooled(ctx, name)); err != nil {
@@ -54,7 +56,7 @@ func (r *backrestRun) archiveAsync(ctx context.Context) (done bool, err error) {
 	if !pg.IsSegmentName(name) { // history files are few, and asked for when they may not exist
 		return false, nil
 	}
-	control, _, err := pg.ReadControl(ctx, dataDir)
+	control, _, err := pg.ReadControlAs(ctx, dataDir, r.version)
 	if err != nil {
 		return true, err
 	}
@@ -69,15 +71,7 @@ func (r *backrestRun) archiveAsync(ctx context.Context) (done bool, err error) {
 	if r.env.Getenv(asyncChild) != "" {
 		return true, r.getQueue(ctx, spool, wanted)
 	}
-	dest := r.c.Params[1]
-	if !filepath.IsAbs(dest) {
-		dir, err := r.env.Getwd()
-		if err != nil {
-			return true, err
-		}
-		dest = absolute(dir, dest)
-	}
-	err = spool.GetSpooled(ctx, wanted, dest, r.c.Bool("archive-missing-retry", 0))
+	err = spool.GetSpooled(ctx, wanted, path, r.c.Bool("archive-missing-retry", 0))
 	switch {
 	case errors.Is(err, engine.ErrWALMissing):
 		return true, &quietExit{1, errors.New("unable to find " + name + " in the archive asynchronously")}
@@ -113,7 +107,7 @@ func (r *backrestRun) startChild(_ context.Context, first string, ahead bool) er
 		case a == r.c.Params[0] && r.c.Command.String() == "archive-get":
 			cmd.Args[i] = first
 		case strings.Contains(a, "/"): // it works elsewhere
-			cmd.Args[i] = absolute(r.c.String("pg-path", 1), a)
+			cmd.Args[i] = absolute(r.dataDir(), a)
 		}
 	}
 	mode := childWaits
@@ -139,10 +133,11 @@ func (r *backrestRun) pushQueue(ctx context.Context, spool engine.Spool, dataDir
 		return err
 	}
 	o := engine.QueueOptions{WALDir: walDir, ProcessMax: int(r.c.Int("process-max", 0)), QueueMax: r.c.Int("archive-push-queue-max", 0),
+		BatchSize: r.c.Int("archive-push-batch-size", 0),
 		Push: func(ctx context.Context, path string) error {
 			var errs []error
 			for i, s := range stanzas { // every repository has its turn; PostgreSQL asks again until all have the file
-				_, err := s.Push(ctx, engine.PushOptions{Path: path, DataDir: dataDir, Compress: compress, Level: level, HeaderCheck: r.c.Bool("archive-header-check", 0)})
+				_, err := s.Push(ctx, engine.PushOptions{Path: path, DataDir: dataDir, Compress: compress, Level: level, HeaderCheck: r.c.Bool("archive-header-check", 0), Again: !r.c.Bool("archive-mode-check", 0)})
 				if err != nil {
 					errs = append(errs, fmt.Errorf("repo%d: %w", repoKeys(r.c)[i], err))
 				}
@@ -170,7 +165,7 @@ func (r *backrestRun) getQueue(ctx context.Context, spool engine.Spool, wanted [
 	get := func(ctx context.Context, name, dest string) error {
 		var errs []error
 		for _, s := range stanzas {
-			err := s.Get(ctx, engine.GetOptions{Name: name, Dest: dest, DataDir: r.c.String("pg-path", 1)})
+			err := s.Get(ctx, engine.GetOptions{Name: name, Dest: dest, DataDir: r.dataDir()})
 			if err == nil {
 				return nil
 			}

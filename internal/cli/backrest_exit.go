@@ -33,6 +33,7 @@ const (
 	codeMissing    = 55
 	codeConnect    = 56
 	codeQuery      = 57
+	codePathOpen   = 53
 	codeStop       = 62
 	codeTerm       = 63
 	codeFeature    = 67
@@ -74,6 +75,7 @@ var backrestCodes = []struct {
 	{engine.ErrNoBackup, codeBackupSet},
 	{engine.ErrLastBackup, codeBackupSet},
 	{engine.ErrTarget, codeFormat},
+	{engine.ErrTargetOwner, codePathOpen},
 	{engine.ErrTimeline, codeDBMismatch},
 	{engine.ErrWALName, backrest.CodeParamInvalid},
 	{engine.ErrOtherServer, codeDBMismatch},

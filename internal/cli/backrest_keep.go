@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"time"
 
 	"holdfast/internal/backrest"
 	"holdfast/internal/engine"
@@ -29,8 +30,8 @@ func (r *backrestRun) set() (repo.Label, error) {
 
 // expire removes what retention does not ask for, from every repository.
 func (r *backrestRun) expire(ctx context.Context) error {
-	for _, key := range repoKeys(r.c) {
-		r.warnRetention(key)
+	if _, err := r.set(); err != nil {
+		return err
 	}
 	return r.eachRepo(ctx, codeCommand, func(ctx context.Context, key int, s *engine.Stanza) error { return r.expireOn(ctx, key, s) })
 }
@@ -55,18 +56,16 @@ func (r *backrestRun) expireOn(ctx context.Context, key int, s *engine.Stanza) e
 	if err != nil {
 		return err
 	}
-	r.logExpire(plan, dry)
 	if dry {
+		r.logExpire(plan)
 		return nil
 	}
+	r.log.first = func() { r.logExpire(plan) } // when nobody else has the lock
 	return plan.Run(ctx)
 }
 
-func (r *backrestRun) logExpire(p *engine.ExpirePlan, dry bool) {
+func (r *backrestRun) logExpire(p *engine.ExpirePlan) {
 	head := fmt.Sprintf("repo%d: ", p.Repo)
-	if dry {
-		head = "[DRY-RUN] " + head
-	}
 	for _, w := range p.Warnings {
 		r.log.at(logWarn, head+w)
 	}
@@ -112,16 +111,15 @@ func (r *backrestRun) annotate(ctx context.Context) error {
 	return err
 }
 
-// stanzaDelete removes the stanza from every repository. The last one takes the stop file with it.
+// stanzaDelete removes the stanza from one repository, and its stop file. One that is not there needs none.
 func (r *backrestRun) stanzaDelete(ctx context.Context) error {
-	stop := engine.StopOptions{LockDir: r.c.String("lock-path", 0), Stanza: r.c.String("stanza", 0)}
-	if file := repo.StopPath(stop.LockDir, stop.Stanza); !exists(file) {
-		return coded(codeMissing, "stop file does not exist for stanza '"+stop.Stanza+"'\nHINT: has the pgbackrest stop command been run on this server for this stanza?")
-	}
-	o := engine.DeleteOptions{DataDir: r.c.String("pg-path", r.c.Keys(backrest.PG)[0]), Force: r.c.Bool("force", 0)}
+	o := engine.DeleteOptions{DataDir: r.dataDir(), Force: r.c.Bool("force", 0)}
 	return r.eachRepo(ctx, codeCommand, func(ctx context.Context, key int, s *engine.Stanza) error {
-		if _, err := engine.Stop(stop); err != nil {
-			return err
+		if file := repo.StopPath(r.c.String("lock-path", 0), s.Name()); !exists(file) {
+			if absent, err := s.Absent(ctx); absent || err != nil {
+				return err
+			}
+			return coded(codeMissing, "stop file does not exist for stanza '"+s.Name()+"'\nHINT: has the pgbackrest stop command been run on this server for this stanza?")
 		}
 		return s.Delete(ctx, o)
 	})
@@ -135,17 +133,20 @@ func exists(name string) bool {
 // startStop writes or removes a stop file.
 func (r *backrestRun) startStop() error {
 	dir, stanza := r.c.String("lock-path", 0), r.c.String("stanza", 0)
-	which := "all stanzas"
+	which := " for all stanzas"
 	if stanza != "" {
-		which = "stanza " + stanza
+		which = " for stanza " + stanza
 	}
 	if r.c.Command.String() == "start" {
 		res, err := engine.Start(dir, stanza)
 		if err != nil {
 			return err
 		}
+		if res.Already && stanza == "" {
+			which = ""
+		}
 		if res.Already {
-			r.log.at(logWarn, "stop file does not exist for "+which)
+			r.log.at(logWarn, "stop file does not exist"+which)
 		}
 		if res.Also != "" {
 			r.log.at(logWarn, "stop file still exists: "+res.Also+"\nHINT: run pgbackrest start without --stanza.")
@@ -159,7 +160,7 @@ func (r *backrestRun) startStop() error {
 	res, err := engine.Stop(engine.StopOptions{LockDir: dir, LockOwner: owner, Stanza: stanza, Force: r.c.Bool("force", 0)})
 	if res != nil {
 		if res.Already {
-			r.log.at(logWarn, "stop file already exists for "+which)
+			r.log.at(logWarn, "stop file already exists"+which)
 		}
 		for _, pid := range res.Terminated {
 			r.log.logf(logInfo, "sent term signal to process %d", pid)
@@ -176,7 +177,7 @@ func (r *backrestRun) inRepo(key int, name string) (string, error) {
 	root := r.c.String("repo-path", key)
 	rest, ok := strings.CutPrefix(name, root)
 	if !ok || rest != "" && rest[0] != '/' {
-		return "", coded(codeValue, "absolute path '"+name+"' is not in base path '"+root+"'")
+		return "", coded(backrest.CodeParamInvalid, "absolute path '"+name+"' is not in base path '"+root+"'")
 	}
 	return strings.Trim(rest, "/"), nil
 }
@@ -223,11 +224,8 @@ func (r *backrestRun) repoLs(ctx context.Context) error {
 
 // repoGet writes a file of the repository to standard output.
 func (r *backrestRun) repoGet(ctx context.Context) error {
-	if len(r.c.Params) == 0 {
+	if len(r.c.Params) != 1 {
 		return coded(codeParam, "source file required")
-	}
-	if len(r.c.Params) > 1 {
-		return coded(backrest.CodeParamInvalid, "only one file may be specified")
 	}
 	key := repoKeys(r.c)[0]
 	name, err := r.inRepo(key, r.c.Params[0])
@@ -243,4 +241,18 @@ func (r *backrestRun) repoGet(ctx context.Context) error {
 		return &quietExit{1, err}
 	}
 	return err
+}
+
+// manifest lists the files of a backup.
+func (r *backrestRun) manifest(ctx context.Context) error {
+	set, err := r.set()
+	if err != nil {
+		return err
+	}
+	s, err := r.stanza(r.c.String("stanza", 0), repoKeys(r.c)[0])
+	if err != nil {
+		return err
+	}
+	return s.ListManifest(ctx, r.env.Stdout, engine.ListManifestOptions{Set: set, File: r.c.String("filter", 0), Reference: r.c.String("reference", 0),
+		JSON: r.c.String("output", 0) == "json", Local: time.Local})
 }

@@ -43,6 +43,10 @@ type backrestLog struct {
 	console, stderr, file int
 	stamp                 bool
 
+	dryRun bool   // every line says so
+	fast   bool   // of a backup, for its first line
+	first  func() // once, before the first step that changes something
+
 	mu     sync.Mutex
 	target *os.File // nil: no log file
 	broken bool     // the log file could not be written, and this was said
@@ -58,7 +62,11 @@ func newBackrestLog(env *Env) *backrestLog {
 func (l *backrestLog) configure(c *backrest.Config) {
 	l.console, l.stderr = logLevel(c.String("log-level-console", 0)), logLevel(c.String("log-level-stderr", 0))
 	l.stamp = c.Bool("log-timestamp", 0)
-	if strings.Contains(withoutLogFile, " "+c.Command.String()+" ") {
+	l.dryRun, l.fast = c.Bool("dry-run", 0), c.Bool("start-fast", 0)
+	command := c.Command.String()
+	if l.env.Getenv(asyncChild) != "" {
+		command += "-async" // unlike the foreground, it has one
+	} else if strings.Contains(withoutLogFile, " "+command+" ") {
 		return
 	}
 	if l.file = logLevel(c.String("log-level-file", 0)); l.file == logOff {
@@ -68,7 +76,7 @@ func (l *backrestLog) configure(c *backrest.Config) {
 	if stanza == "" {
 		stanza = "all"
 	}
-	name := filepath.Join(c.String("log-path", 0), stanza+"-"+c.Command.String()+".log")
+	name := filepath.Join(c.String("log-path", 0), stanza+"-"+command+".log")
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o640)
 	if err != nil {
 		l.file = logOff
@@ -84,7 +92,7 @@ func (l *backrestLog) configure(c *backrest.Config) {
 }
 
 // withoutLogFile are the commands that never have a log file.
-const withoutLogFile = " annotate archive-get archive-push check help info repo-get repo-ls server-ping version "
+const withoutLogFile = " annotate archive-get archive-push check help info manifest repo-get repo-ls server-ping version "
 
 func (l *backrestLog) close() error {
 	if l.target == nil {
@@ -101,6 +109,11 @@ func (l *backrestLog) at(level int, text string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	text = ownName.Replace(text)
+	if prefix, rest, coded := strings.Cut(text, ": "); l.dryRun && coded && level == logError {
+		text = prefix + ": [DRY-RUN] " + rest
+	} else if l.dryRun {
+		text = "[DRY-RUN] " + text
+	}
 	head := strings.ToUpper(logLevels[level]) + ": "
 	long := "P00 " + strings.Repeat(" ", 8-len(head)) + head
 	if l.stamp {
@@ -150,14 +163,48 @@ func (l *backrestLog) on(e engine.Event) {
 	case engine.Warning:
 		l.warn(e.Text)
 	case engine.Step:
-		level := logInfo
-		if strings.HasPrefix(e.Verb, "archive-") { // a line for each segment is enough
-			level = logDebug
-		}
-		l.at(level, e.String())
+		l.onStep(e)
 	case engine.FileDone:
 		l.logf(logDetail, "%s file %s (%s) checksum %s", e.Verb, e.Name, engine.Size(e.Size), e.SHA1)
 	case engine.Amount:
 		l.at(logDetail, e.String())
 	}
+}
+
+// onStep logs a step of the engine: in the original's words, where it has any for it.
+func (l *backrestLog) onStep(e engine.Step) {
+	if f := l.first; f != nil && e.Verb == "expire" {
+		l.first = nil
+		f()
+	}
+	level, text := logDetail, e.String()
+	switch e.Verb + " " + e.Name {
+	case "backup start":
+		when := "the next regular checkpoint completes"
+		if l.fast {
+			when = "the requested immediate checkpoint completes"
+		}
+		level, text = logInfo, "execute non-exclusive backup start: backup begins after "+when
+	case "backup started":
+		level, text = logInfo, "backup start archive = "+e.Detail
+	case "backup stopped":
+		level, text = logInfo, "backup stop archive = "+e.Detail
+	case "backup stop":
+		level, text = logInfo, "execute non-exclusive backup stop and wait for all WAL segments to archive"
+	case "backup standby":
+		level, text = logInfo, "wait for replay on the standby to reach the start of the backup"
+	case "backup wal":
+		level, text = logInfo, "check archive for segment(s) "+strings.Replace(e.Detail, " to ", ":", 1)
+	case "restore settings":
+		if e.Detail != "none" && e.Detail != "preserve" {
+			level, text = logInfo, "write updated postgresql.auto.conf"
+		}
+	case "restore control":
+		level, text = logInfo, "restore global/pg_control (performed last to ensure aborted restores cannot be started)"
+	default:
+		if strings.HasPrefix(e.Verb, "archive-") { // a line for each segment is enough
+			level = logDebug
+		}
+	}
+	l.at(level, text)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -156,17 +157,13 @@ func push(ctx context.Context, env *Env, f stanzaFlags, opts map[string]string, 
 	if lo, hi := repo.LevelRange(o.Compress); o.Compress != repo.None && (o.Level < lo || o.Level > hi) {
 		return &usageError{fmt.Sprintf("--compress-level=%d: %s takes %d to %d", o.Level, o.Compress, lo, hi)}
 	}
-	if o.DataDir == "" {
-		dir, err := env.Getwd() // PostgreSQL runs archive_command in the data directory
-		if err != nil {
-			return err
-		}
-		o.Path = absolute(dir, o.Path)
-	}
 	f.repoPath = opts["repo1-path"]
 	all, err := f.sources(env)
 	if err != nil {
 		return err
+	}
+	if o.Path, err = inDataDir(env, o.DataDir, o.Path); err != nil {
+		return fmt.Errorf("archive-push: %w: is --pg1-path that of the cluster which archives?", err)
 	}
 	var errs []error
 	for _, src := range all { // every repository has its turn; PostgreSQL asks again until all have the file
@@ -177,6 +174,33 @@ func push(ctx context.Context, env *Env, f stanzaFlags, opts map[string]string, 
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// inDataDir makes a path absolute that PostgreSQL gave to a command. It runs commands in the data directory: if that is
+// another one than the option says, the option is of another cluster, and a file of that cluster with the same name would
+// be taken for the one that is meant. dataDir may be empty.
+func inDataDir(env *Env, dataDir, path string) (string, error) {
+	if strings.HasPrefix(path, "/") {
+		return path, nil
+	}
+	dir, err := env.Getwd()
+	switch {
+	case err != nil && dataDir == "":
+		return "", err
+	case err != nil:
+		return absolute(dataDir, path), nil
+	case dataDir == "":
+		return absolute(dir, path), nil
+	}
+	here, err1 := os.Stat(dir)
+	there, err2 := os.Stat(dataDir)
+	if err := errors.Join(err1, err2); err != nil {
+		return "", err
+	}
+	if !os.SameFile(here, there) {
+		return "", fmt.Errorf("PostgreSQL working directory '%s' is not the same as option pg1-path '%s'", dir, dataDir)
+	}
+	return absolute(dataDir, path), nil
 }
 
 func absolute(dir, p string) string {

@@ -119,7 +119,7 @@ var sentinelCodes = []struct {
 	errs []error
 }{
 	{exitUsage, []error{conf.ErrRefused, catalog.ErrUnknown, action.ErrNoStore, engine.ErrTarget, engine.ErrTablespaceMap, engine.ErrLinkMap, engine.ErrLinkInside, engine.ErrDBMissing, engine.ErrDBInvalid}},
-	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, engine.ErrPassphrase, engine.ErrCopyConflict, repo.ErrSealed, instance.ErrNoInstance, action.ErrRestart, s3.ErrReadOnly}},
+	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTargetOwner, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, engine.ErrPassphrase, engine.ErrCopyConflict, repo.ErrSealed, instance.ErrNoInstance, action.ErrRestart, s3.ErrReadOnly}},
 	{exitBusy, []error{action.ErrBusy, repo.ErrLocked, durable.ErrLocked}},
 }
 

@@ -11,12 +11,14 @@ package cli
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -40,6 +42,9 @@ type Env struct {
 	Kill          func() // ends the process as kill -9 does; for tests that die at a step
 	Stop          func() // stops the process until it gets SIGCONT; for tests that change the world at a step
 	ExecID        string // "<pid>-<8 hex>"
+
+	Nice  func(priority int) error // sets the process's priority; nil: it stays
+	Umask func(mask int) int       // sets the process's umask and returns the one before; nil: it stays
 }
 
 // Process is the world of the real process.
@@ -52,7 +57,25 @@ func Process() *Env {
 		Terminal: isTerminal(os.Stderr), StdinTerminal: isTerminal(os.Stdin), Exe: exe, Getwd: os.Getwd,
 		Kill:   func() { _ = unix.Kill(os.Getpid(), unix.SIGKILL) },
 		Stop:   stopUntilContinued,
-		ExecID: fmt.Sprintf("%d-%08x", os.Getpid(), rand.Uint32())}
+		ExecID: fmt.Sprintf("%d-%08x", os.Getpid(), rand.Uint32()), Nice: nice, Umask: unix.Umask}
+}
+
+// nice sets the priority of every thread there is, which those to come inherit: Linux has one for each.
+func nice(priority int) error {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		id, err := strconv.Atoi(t.Name())
+		if err == nil {
+			err = unix.Setpriority(unix.PRIO_PROCESS, id, priority)
+		}
+		if err != nil && !errors.Is(err, unix.ESRCH) { // a thread that has ended meanwhile
+			return err
+		}
+	}
+	return nil
 }
 
 // stopUntilContinued returns only after SIGCONT: the kernel stops the process a moment after it was asked to, and the caller

@@ -25,6 +25,12 @@ func (s *Stanza) Belongs(ctx context.Context, c pg.Control) error {
 	return s.matches(ai, bi, c)
 }
 
+// Exists says why the stanza can't be worked with: ErrStanzaMissing, ErrPassphrase, or what is wrong with its info files.
+func (s *Stanza) Exists(ctx context.Context) error {
+	_, _, err := s.loadInfos(ctx)
+	return err
+}
+
 // notLoaded says why one of the stanza's two info files could not be loaded, told apart for the operator: the repository is
 // somewhere else, the stanza is missing, the passphrase is wrong, or what err says.
 func (s *Stanza) notLoaded(ctx context.Context, object string, err error) error {

@@ -126,8 +126,11 @@ func (s *Stanza) stopped() error {
 	if err != nil {
 		return fmt.Errorf("stanza %s: look for a stop file: %w", s.o.Stanza, err)
 	}
+	if stopped && file == repo.StopPath(s.o.LockDir, "") {
+		return fmt.Errorf("stanza %s: %w: stop file exists for all stanzas (%s); to go on run: holdfast pg start", s.o.Stanza, ErrStopped, file)
+	}
 	if stopped {
-		return fmt.Errorf("stanza %s: %w: %s exists; remove it or run: holdfast pg start --stanza=%s", s.o.Stanza, ErrStopped, file, s.o.Stanza)
+		return fmt.Errorf("stanza %s: %w: stop file exists for stanza %[1]s (%[3]s); to go on run: holdfast pg start --stanza=%[1]s", s.o.Stanza, ErrStopped, file)
 	}
 	return nil
 }

@@ -54,6 +54,11 @@ func (p *RestorePlan) checkTarget(ctx context.Context) error {
 		if err := syscall.Access(r.dir, 7); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("%s can't be written to: %w", r.dir, err)
 		}
+		if info, err := os.Stat(r.dir); err == nil && os.Geteuid() != 0 && r.file == "" {
+			if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) != os.Geteuid() {
+				return fmt.Errorf("%w: %s belongs to user %d, and we are %d: PostgreSQL would not start on it; run the restore as its owner, or remove the directory", ErrTargetOwner, r.dir, st.Uid, os.Geteuid())
+			}
+		}
 		names, err := p.contents(r)
 		if err != nil {
 			return err

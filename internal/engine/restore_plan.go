@@ -98,6 +98,7 @@ type RestorePlan struct {
 // What callers may ask of a refused restore, besides the errors in options.go.
 var (
 	ErrTarget        = errors.New("recovery target") // it can't be one, whatever the repository holds
+	ErrTargetOwner   = errors.New("target directory is not ours")
 	ErrTimeline      = errors.New("the backup is not on the way to the target timeline")
 	ErrTablespaceMap = errors.New("tablespace map does not fit the backup")
 	ErrLinkMap       = errors.New("link map does not fit the backup")

@@ -10,6 +10,7 @@ import (
 	"holdfast/internal/durable"
 	"holdfast/internal/pg"
 	"holdfast/internal/repo"
+	"holdfast/internal/storage"
 )
 
 // DeleteOptions says how sure one has to be.
@@ -56,6 +57,16 @@ func (s *Stanza) Delete(ctx context.Context, o DeleteOptions) error {
 		err = removeDurably(s.o.LockDir, stop)
 	}
 	return fail(errors.Join(err, release()))
+}
+
+// Absent says whether the repository holds nothing of the stanza.
+func (s *Stanza) Absent(ctx context.Context) (bool, error) {
+	for _, tree := range []string{repo.BackupDir(s.o.Stanza), repo.ArchiveDir(s.o.Stanza)} {
+		for _, err := range s.o.Storage.List(ctx, tree, storage.ListOptions{}) {
+			return false, wrap(err, "stanza %s: list %s", s.o.Stanza, tree)
+		}
+	}
+	return true, nil
 }
 
 func (s *Stanza) delete(ctx context.Context) error {

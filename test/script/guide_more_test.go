@@ -45,7 +45,7 @@ func TestStandby(t *testing.T) {
 			t.Fatalf("the standby does not follow: %v\n%s", err, log)
 		}
 	}
-	has(t, r.want(27, "--stanza=demo --start-fast --backup-standby backup"), "no standby among the pg-path options")
+	has(t, r.want(56, "--stanza=demo --start-fast --backup-standby backup"), "unable to find standby cluster - cannot proceed")
 	r.configure(fmt.Sprintf("repo1-retention-full=2\nlog-level-console=info\nbackup-standby=y\n[demo]\npg2-path=%s\npg2-socket-path=%s\npg2-port=%d\n", data, socket, r.c.Port()))
 	r.insert("from-standby")
 	label := r.backup0("--stanza=demo --start-fast --type=full backup")

@@ -97,7 +97,7 @@ func TestSeveralRepositories(t *testing.T) {
 	lines := "repo1-path=@/repo1\nrepo1-retention-full=2\nrepo2-path=@/repo2\nrepo2-cipher-type=aes-256-cbc\nrepo2-cipher-pass=second\nrepo2-retention-full=1\nrepo2-bundle=y\nlog-level-console=info"
 	r := newRig(t, lines)
 	has(t, r.run("--stanza=demo stanza-create"), "on repo1", "on repo2")
-	has(t, r.run("--stanza=demo check"), "archived to repo1", "archived to repo2")
+	has(t, r.run("--stanza=demo check"), "' on repo1", "' on repo2")
 	r.insert("first")
 	one := r.backup0("--stanza=demo --start-fast backup")
 	r.insert("second")
@@ -175,7 +175,7 @@ func TestHousekeeping(t *testing.T) {
 	has(t, r.run("--stanza=demo stop"), "WARN: stop file already exists for stanza demo")
 	has(t, r.want(62, "--stanza=demo backup"), "ERROR: [062]", "run: pgbackrest start --stanza=demo")
 	r.run("--stanza=demo start")
-	has(t, r.run("start"), "WARN: stop file does not exist for all stanzas")
+	has(t, r.run("start"), "WARN: stop file does not exist\n")
 	r.run("--stanza=demo --set=" + label + " --annotation=ticket=42 annotate")
 	has(t, r.run("--stanza=demo --set="+label+" --repo=1 info"), "ticket: 42")
 	r.run("--stanza=demo --set=" + label + " --annotation=ticket= annotate")
@@ -186,12 +186,14 @@ func TestHousekeeping(t *testing.T) {
 	has(t, r.run("repo-ls "+r.dir+"/repo"), "archive\nbackup\n")
 	has(t, r.want(55, "repo-get nothing"), "ERROR: [055]")
 	r.want(1, "--ignore-missing repo-get nothing")
-	has(t, r.want(55, "--stanza=demo stanza-delete"), "stop file does not exist")
+	has(t, r.want(37, "--stanza=demo stanza-delete"), "stanza-delete command requires option: repo")
+	has(t, r.want(55, "--stanza=demo --repo=1 stanza-delete"), "stop file does not exist")
 	r.run("--stanza=demo stop")
-	has(t, r.want(104, "--stanza=demo stanza-delete"), "[038]")
+	has(t, r.want(38, "--stanza=demo --repo=1 stanza-delete"), "ERROR: [038]")
 	r.c.Stop(t, "fast")
-	r.run("--stanza=demo stanza-delete")
 	for _, repo := range []string{"1", "2"} {
+		r.run("--stanza=demo stop") // the end of a stanza takes the stop file along
+		r.run("--stanza=demo --repo=" + repo + " stanza-delete")
 		if left := r.run("--repo=" + repo + " --recurse repo-ls"); strings.Contains(left, "demo") {
 			t.Errorf("repo%s: %s", repo, left)
 		}

@@ -13,7 +13,7 @@ func TestQuickStart(t *testing.T) {
 	r := newRig(t, "repo1-retention-full=2\nstart-fast=y")
 	has(t, r.run("--stanza=demo --log-level-console=info stanza-create"), "P00   INFO: stanza-create command begin", "for stanza 'demo' on repo1", "command end: completed successfully (")
 	has(t, r.run("--stanza=demo --log-level-console=info stanza-create"), "already exists on repo1 and is valid")
-	has(t, r.run("--stanza=demo --log-level-console=info check"), "successfully archived to repo1")
+	has(t, r.run("--stanza=demo --log-level-console=info check"), "successfully archived to '"+r.dir+"/repo/archive/demo/15-1/", ".gz' on repo1")
 	r.insert("Important")
 	label := r.backup("")
 	if !strings.HasSuffix(label, "F") { // incr is the default, and there is nothing to build on
@@ -131,7 +131,7 @@ func TestRetention(t *testing.T) {
 	hasNot(t, r.run("info"), first)
 	has(t, r.want(0, "--stanza=demo --set="+second+" --log-level-console=info expire"), "expire backup "+second)
 	hasNot(t, r.run("info"), second)
-	has(t, r.want(75, "--stanza=demo --set="+third+" expire"), "ERROR: [075]")
+	has(t, r.want(104, "--stanza=demo --set="+third+" expire"), "ERROR: [075]: repo1: ")
 	r.run("--stanza=demo verify")
 }
 
