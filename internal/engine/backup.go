@@ -369,6 +369,9 @@ func (r *backupRun) copyOnline(ctx context.Context) (err error) {
 	if err == nil {
 		err = r.stop(ctx)
 	}
+	if err == nil { // a store may still be sending backup_label, under the context that ends here
+		err = wrap(r.s.o.Storage.Sync(ctx), "sync the repository")
+	}
 	return err
 }
 
