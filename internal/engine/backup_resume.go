@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/sha1"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
 
 	"holdfast/internal/repo"
@@ -29,6 +31,11 @@ func (r *backupRun) clearUnfinished(ctx context.Context) error {
 		old, err := repo.LoadManifestCopy(ctx, s.o.Storage, s.o.Stanza, left[n-1], r.bi.CipherPass)
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if err != nil { // damaged, or out of reach at the moment? A store that is away is no reason to remove what is in it
+			if _, rerr := repo.ManifestCopySum(ctx, s.o.Storage, s.o.Stanza, left[n-1]); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+				return fmt.Errorf("read the manifest of the interrupted backup %s, to resume it: %w; run the backup again when the repository can be read", left[n-1], rerr)
+			}
 		}
 		if why := r.notResumable(left[n-1], old, err); why != "" {
 			s.warn("backup %s was interrupted and can't be resumed: %s", left[n-1], why)

@@ -212,6 +212,36 @@ func TestResume(t *testing.T) {
 	}
 }
 
+// TestResumeOutage: a store that does not give the interrupted backup's manifest just then is no reason to remove the backup.
+func TestResumeOutage(t *testing.T) {
+	r, m := newStore(t)
+	o := engine.BackupOptions{Compress: repo.None, ProcessMax: 1, SaveThreshold: 1, Resume: true}
+	dies, err := storage.NewFaulty(m, storage.Fault{Op: storage.OpCommit, Name: "2000*", Nth: 1, Kind: storage.Die})
+	must(t, err)
+	if _, err := r.backupWith(t.Context(), dies, m, o); err == nil {
+		t.Fatal("the fault did not end the backup")
+	}
+	before := contents(t, m)
+	outage := storage.Fault{Op: storage.OpOpen, Name: "backup.manifest.copy"}
+	away, err := storage.NewFaulty(m, outage)
+	must(t, err)
+	if _, err := r.backupWith(t.Context(), away, m, o); err == nil || !strings.Contains(err.Error(), "backup.manifest.copy") {
+		t.Errorf("error: %v", err)
+	}
+	after := contents(t, m)
+	for name := range before {
+		if _, ok := after[name]; !ok {
+			t.Errorf("%s was removed", name)
+		}
+	}
+	r.warned()
+	res, _ := r.mustBackup(m, o)
+	if w := r.warned(); !strings.Contains(w, "it is resumed") {
+		t.Errorf("warned %q", w)
+	}
+	r.holds(m, res.Label)
+}
+
 // TestNotResumed: what another program, compression or cluster left is removed.
 func TestNotResumed(t *testing.T) {
 	r := newRig(t, 15)
