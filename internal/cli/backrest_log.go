@@ -206,5 +206,8 @@ func (l *backrestLog) onStep(e engine.Step) {
 			level = logDebug
 		}
 	}
+	if own := e.String(); text != own { // by its own name as well, for whoever looks closely
+		l.at(logDebug, own)
+	}
 	l.at(level, text)
 }

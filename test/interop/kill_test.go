@@ -86,7 +86,7 @@ func (k *killer) kill(at string, args ...string) {
 	k.positions = append(k.positions, at)
 }
 
-var stepLine = regexp.MustCompile(`(?m)P00\s+(?:INFO|DEBUG): ([a-z-]+): ([a-z]+)(?::|$)`)
+var stepLine = regexp.MustCompile(`(?m)P00\s+(?:INFO|DETAIL|DEBUG): ([a-z-]+): ([a-z]+)(?::|$)`)
 
 // steps runs a command to its end and returns the steps that it named, each once.
 func (k *killer) steps(args ...string) []string {
