@@ -238,7 +238,7 @@ func (i *Instance) ownDirs(owner *durable.Owner) error {
 
 // diskDirs makes the directories of the default layout on the disks themselves, mounted or not. PostgreSQL's user, who need
 // not be the instance's, has to get through those that a repository may lie in; nobody else can list them.
-// The repository it also has to open: what lies in it, two directories, is no secret, and is its own.
+// The repository becomes that user's with the first object in it (storage.PosixOptions.Owner).
 func (i *Instance) diskDirs(owner *durable.Owner) error {
 	data, backup := i.disk(dataRole).source, i.disk(backupRole).source
 	for _, d := range []struct {
@@ -248,7 +248,7 @@ func (i *Instance) diskDirs(owner *durable.Owner) error {
 		{filepath.Join(data, "site_data"), 0o750},
 		{filepath.Join(backup, "backup"), 0o711},
 		{filepath.Join(backup, "tmp"), 0o711},
-		{filepath.Join(backup, "pgbackrest"), 0o755},
+		{filepath.Join(backup, "pgbackrest"), 0o711},
 		{filepath.Join(backup, "holdfast"), 0o750},
 		{filepath.Join(backup, "holdfast/catalog"), 0o750},
 	} {

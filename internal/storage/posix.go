@@ -37,7 +37,7 @@ const raceTries = 16
 type PosixOptions struct {
 	FileMode fs.FileMode    // 0: 0640. Set regardless of the umask.
 	DirMode  fs.FileMode    // 0: 0750. Set regardless of the umask.
-	Owner    *durable.Owner // nil: the process's own; others need root
+	Owner    *durable.Owner // nil: the process's own; others need root. An empty root directory becomes theirs, too
 	// Mount keeps to what file systems of other machines can do (CIFS; NFS whose server says no): no links of either kind,
 	// no sync of directories and none of the whole file system (Deferred is ignored), and it is no error that the mount
 	// decides on modes and owners itself. What Commit acknowledges is then as durable as the server's answer to fsync.
@@ -67,6 +67,9 @@ type Posix struct {
 	made     uint64              // counts directories made
 	devices  map[uint64]*os.File // one open directory per file system that Sync has to reach, kept to learn of all errors
 	syncErr  error               // first error of Sync; stays
+
+	adopted  sync.Once // see adopt
+	adoptErr error
 }
 
 // NewPosix returns the storage in the directory root. It does not touch the disk: a root that is missing is an empty
@@ -266,11 +269,35 @@ func (p *Posix) Create(ctx context.Context, name string, opts CreateOptions) (Wr
 	return w, nil
 }
 
+// adopt gives an empty root, which somebody made for us, to Owner, once: it is that user who has to open it later.
+func (p *Posix) adopt(root *os.Root) error {
+	if p.o.Owner == nil || p.o.Mount { // a mount may know no owners
+		return nil
+	}
+	p.adopted.Do(func() {
+		d, err := p.openDir(root, "")
+		if err != nil {
+			p.adoptErr = err
+			return
+		}
+		defer d.Close() // opened for reading: nothing to lose
+		if _, err := d.Readdirnames(1); err == io.EOF {
+			p.adoptErr = d.Chown(p.o.Owner.UID, p.o.Owner.GID)
+		} else {
+			p.adoptErr = err
+		}
+	})
+	return p.adoptErr
+}
+
 // inDir calls do with an open directory, which do takes over. The directory is made as needed, again if it vanishes
 // before do could put something into it.
 func (p *Posix) inDir(dir string, deferred bool, do func(*os.File) error) error {
 	root, err := p.open(true)
 	if err != nil {
+		return err
+	}
+	if err := p.adopt(root); err != nil {
 		return err
 	}
 	for try := 0; ; try++ {

@@ -96,6 +96,35 @@ func TestPosixModesAndOwnerDespiteUmask(t *testing.T) {
 	}
 }
 
+// TestPosixOwnsWhatWasEmpty: an empty directory that somebody made for a repository becomes its owner's with the first object,
+// or archive-push, which is that user, could not open it. One with something in it, and one that is only read, stay as they are.
+func TestPosixOwnsWhatWasEmpty(t *testing.T) {
+	if os.Getuid() != 0 {
+		return // nobody else can give a directory away
+	}
+	for _, c := range []struct {
+		inside, write bool
+		want          uint32
+	}{{false, true, 12345}, {true, true, 0}, {false, false, 0}} {
+		root := t.TempDir()
+		if c.inside {
+			must(t, os.WriteFile(filepath.Join(root, "file"), nil, 0o600))
+		}
+		p, err := storage.NewPosix(root, storage.PosixOptions{Owner: &durable.Owner{UID: 12345, GID: 54321}})
+		must(t, err)
+		listed(t, p, "", true)
+		if c.write {
+			must(t, storage.WriteAll(t.Context(), p, "a/b", nil))
+		}
+		must(t, p.Close())
+		var st unix.Stat_t
+		must(t, unix.Stat(root, &st))
+		if st.Uid != c.want {
+			t.Errorf("%+v: the directory is %d's", c, st.Uid)
+		}
+	}
+}
+
 // hostile lays links that lead out into a repository.
 func hostile(t *testing.T) (p *storage.Posix, outside string) {
 	t.Helper()
