@@ -29,7 +29,7 @@ func (r *backrestRun) settle() error {
 	at := map[string]int{}
 	for _, key := range keys {
 		path := c.String("repo-path", key)
-		if path == "" {
+		if path == "" || c.String("repo-type", key) != "posix" { // in buckets a path is not the whole place
 			continue
 		}
 		if other := at[path]; other != 0 {

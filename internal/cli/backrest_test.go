@@ -290,6 +290,18 @@ func TestBackrestSettles(t *testing.T) {
 	}
 }
 
+// TestSamePathOfAnotherKind: a bucket and a directory may have the same path, and two buckets; two directories may not.
+func TestSamePathOfAnotherKind(t *testing.T) {
+	bucket := func(key, name string) []string {
+		return []string{"PGBACKREST_REPO" + key + "_TYPE=s3", "PGBACKREST_REPO" + key + "_S3_BUCKET=" + name, "PGBACKREST_REPO" + key + "_S3_ENDPOINT=s3.invalid", "PGBACKREST_REPO" + key + "_S3_REGION=r",
+			"PGBACKREST_REPO" + key + "_S3_KEY=k", "PGBACKREST_REPO" + key + "_S3_KEY_SECRET=s"}
+	}
+	dir := t.TempDir()
+	line := []string{"--no-config", "--stanza=s", "--repo1-path=" + dir, "--repo2-path=" + dir, "--repo3-path=" + dir, "--repo=1", "info"}
+	backrestSays(t, append(bucket("2", "b"), bucket("3", "c")...), line...).has(t, 0, "missing stanza path")
+	backrestSays(t, bucket("2", "b"), line...).has(t, codeValue, "local repo1 and repo3 paths are both '"+dir+"' but must be different")
+}
+
 // TestBlockSizeOptions: what the maps of block incremental take, and what they refuse.
 func TestBlockSizeOptions(t *testing.T) {
 	sizes := func(words ...string) (engine.BlockSizes, error) {
