@@ -1,16 +1,12 @@
 package script
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
-
-	"holdfast/internal/pg"
 )
 
 // TestStandby: a restore makes a standby that follows the primary, and the next backup reads from it.
@@ -20,33 +16,15 @@ func TestStandby(t *testing.T) {
 	r.insert("before")
 	r.backup0("--stanza=demo --start-fast backup")
 	r.archive()
-	dir := ownDir(t)
-	socket, data := filepath.Join(dir, "socket"), filepath.Join(dir, "data")
-	if s := r.program("/bin/mkdir", socket); s.code != 0 {
-		t.Fatal(s.errs)
+	s := r.newStandby()
+	if said := r.program(r.name, "--config="+r.conf, "--stanza=demo", "--pg1-path="+s.data, "--type=standby",
+		fmt.Sprintf("--recovery-option=primary_conninfo=host=%s port=%d user=postgres", r.c.SocketDir(), r.c.Port()), "restore"); said.code != 0 {
+		t.Fatalf("%+v", said)
 	}
-	s := r.program(r.name, "--config="+r.conf, "--stanza=demo", "--pg1-path="+data, "--type=standby",
-		fmt.Sprintf("--recovery-option=primary_conninfo=host=%s port=%d user=postgres", r.c.SocketDir(), r.c.Port()), "restore")
-	if s.code != 0 {
-		t.Fatalf("%d\n%s%s", s.code, s.out, s.errs)
-	}
-	standby := pg.ServerOptions{DataDir: data, BinDir: r.c.BinDir(), LogFile: filepath.Join(dir, "log"), Timeout: time.Minute, Args: []string{"-k", socket, "-p", strconv.Itoa(r.c.Port())}}
-	if err := pg.Start(t.Context(), standby); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := pg.Stop(context.Background(), standby, "immediate"); err != nil {
-			t.Error(err)
-		}
-	})
-	for end := time.Now().Add(time.Minute); r.c.QueryString(t, "select count(*)::text from pg_stat_replication where state = 'streaming'") != "1"; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			log, err := os.ReadFile(standby.LogFile)
-			t.Fatalf("the standby does not follow: %v\n%s", err, log)
-		}
-	}
+	s.start()
+	s.shows("select count(*) from pg_stat_wal_receiver where status = 'streaming'", "1")
 	has(t, r.want(56, "--stanza=demo --start-fast --backup-standby backup"), "unable to find standby cluster - cannot proceed")
-	r.configure(fmt.Sprintf("repo1-retention-full=2\nlog-level-console=info\nbackup-standby=y\n[demo]\npg2-path=%s\npg2-socket-path=%s\npg2-port=%d\n", data, socket, r.c.Port()))
+	r.configure("repo1-retention-full=2\nlog-level-console=info\nbackup-standby=y\n[demo]\n" + s.here(2))
 	r.insert("from-standby")
 	label := r.backup0("--stanza=demo --start-fast --type=full backup")
 	has(t, r.run("repo-get backup/demo/"+label+"/backup.manifest"), "option-backup-standby=true")
