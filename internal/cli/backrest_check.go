@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -11,28 +12,41 @@ import (
 	"holdfast/internal/repo"
 )
 
-// checkAll runs check for every stanza that the configuration has a section for.
+// checkAll runs check for every stanza that the configuration has a section for. One that fails, unlike in the original, does not
+// keep the others from their turn.
 func (r *backrestRun) checkAll(ctx context.Context) error {
 	if len(r.c.Stanzas) == 0 {
 		r.log.at(logWarn, "no stanzas found to check\nHINT: are there non-empty stanza sections in the configuration?")
 	}
+	var failed []error
 	for _, name := range r.c.Stanzas {
 		r.log.logf(logInfo, "check stanza '%s'", name)
-		c, err := backrest.Parse(append(r.env.Args[1:len(r.env.Args):len(r.env.Args)], "--stanza="+name), r.env.Environ(), os.DirFS("/"))
-		if err == nil {
-			one := &backrestRun{env: r.env, c: c, log: r.log, umask: r.umask}
-			if err = one.complete(); err == nil {
-				err = one.settle()
-			}
-			if err == nil {
-				err = one.check(ctx)
-			}
-		}
-		if err != nil {
+		err := r.checkNamed(ctx, name)
+		if ctx.Err() != nil {
 			return err
 		}
+		if err != nil && !strings.Contains(err.Error(), "stanza "+name) {
+			err = fmt.Errorf("stanza %s: %w", name, err)
+		}
+		failed = append(failed, err)
 	}
-	return nil
+	return errors.Join(failed...)
+}
+
+// checkNamed checks one of several stanzas, with what holds for it.
+func (r *backrestRun) checkNamed(ctx context.Context, name string) error {
+	c, err := backrest.Parse(append(r.env.Args[1:len(r.env.Args):len(r.env.Args)], "--stanza="+name), r.env.Environ(), os.DirFS("/"))
+	if err != nil {
+		return err
+	}
+	one := &backrestRun{env: r.env, c: c, log: r.log, umask: r.umask}
+	if err := one.complete(); err != nil {
+		return err
+	}
+	if err := one.settle(); err != nil {
+		return err
+	}
+	return one.check(ctx)
 }
 
 // check proves that a WAL segment arrives in every repository. On the host of a standby, which can't be made to archive,
