@@ -66,6 +66,7 @@ var backrestCodes = []struct {
 	{engine.ErrPassphrase, codeCrypto},
 	{repo.ErrCipher, codeCrypto},
 	{pg.ErrConnect, codeConnect}, // before fs.ErrNotExist: a socket that is not there is no missing file
+	{pg.ErrNoAnswer, codeQuery},
 	{engine.ErrStanzaMissing, codeMissing},
 	{engine.ErrStanzaMismatch, codeInvalid},
 	{engine.ErrArchiveMismatch, codeMismatch},

@@ -82,6 +82,7 @@ var sentinels = map[string]struct {
 	"eventbus.ErrMoved":           {eventbus.ErrMoved, exitFailed},
 	"instance.ErrNoInstance":      {instance.ErrNoInstance, exitRefused},
 	"pg.ErrConnect":               {pg.ErrConnect, exitFailed},
+	"pg.ErrNoAnswer":              {pg.ErrNoAnswer, exitFailed},
 	"pg.ErrControlChecksum":       {pg.ErrControlChecksum, exitFailed},
 	"pg.ErrServerRunning":         {pg.ErrServerRunning, exitFailed},
 	"pg.UnsupportedVersionError":  {&pg.UnsupportedVersionError{}, exitFailed},

@@ -32,8 +32,8 @@ type ConnOptions struct {
 	User     string
 	Password Secret
 	Database string        // default "postgres"
-	Timeout  time.Duration // for connecting, not for queries; default 30 s
-	Query    time.Duration // for one query, which the server then ends with an error; 0: as long as it takes
+	Timeout  time.Duration // for connecting, not for queries; default 30 s, or Query when that is less
+	Query    time.Duration // for one query, which the server then ends with an error, and we if it does not; 0: as long as it takes
 
 	PassFile          string // in libpq's form (~/.pgpass), asked when Password is empty; "": none
 	SSLMode, SSLRoots string // as PGSSLMODE and PGSSLROOTCERT; "": encrypted if the server can, whoever it is
@@ -51,7 +51,7 @@ func (e connectError) Unwrap() error        { return e.error }
 // Conn is one session; not safe for concurrent use. A context that ends during a call closes the session, because the
 // answer of the server could no longer be told from the next one.
 type Conn struct {
-	c           *pgx.Conn
+	c           session
 	version     Version
 	segmentSize uint32
 	inBackup    bool
@@ -69,7 +69,7 @@ func Connect(ctx context.Context, o ConnOptions) (*Conn, error) {
 	if err != nil {
 		return nil, connectError{fmt.Errorf("connect to PostgreSQL at %s port %d as %s: %w", config.Host, config.Port, config.User, err)}
 	}
-	c := &Conn{c: raw}
+	c := &Conn{c: newSession(raw, o.Query)}
 	if err := c.prepare(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("connect to PostgreSQL at %s port %d: %w", config.Host, config.Port, err), c.Close())
 	}
@@ -103,6 +103,9 @@ func connConfig(o ConnOptions) (*pgx.ConnConfig, error) {
 	}
 	if o.Timeout == 0 {
 		o.Timeout = defaultConnectTimeout
+		if o.Query > 0 {
+			o.Timeout = min(o.Timeout, o.Query)
+		}
 	}
 	switch {
 	case o.Host == "" || strings.ContainsRune(o.Host, ','):

@@ -12,7 +12,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -314,4 +316,57 @@ func checkFile(t *testing.T, path string) ([]pg.PageRange, bool) {
 		t.Fatal(err)
 	}
 	return checker.Finish()
+}
+
+// TestServerHangs: a server that is stopped in the middle of a session, or before one, ends a query after the time that it may take
+// and a little more, although it can't do so itself.
+func TestServerHangs(t *testing.T) {
+	c := pgtest.New(t, pgtest.Options{})
+	o := c.ConnOptions()
+	o.Query = 100 * time.Millisecond
+	stop := func(pid int) {
+		t.Helper()
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) }) // it may have been ended
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for name, query := range map[string]func(*pg.Conn) error{
+		"a row":     func(conn *pg.Conn) error { _, err := conn.Facts(ctx); return err },
+		"rows":      func(conn *pg.Conn) error { _, err := conn.Databases(ctx); return err },
+		"a command": func(conn *pg.Conn) error { return conn.AlterSystem(ctx, "work_mem", "4MB") },
+	} {
+		conn, err := pg.Connect(ctx, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pid := c.QueryInt(t, "select pid from pg_stat_activity where application_name = 'holdfast'")
+		stop(int(pid))
+		if err := query(conn); !errors.Is(err, pg.ErrNoAnswer) || ctx.Err() != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := conn.Close(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := syscall.Kill(int(pid), syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		for c.QueryInt(t, "select count(*) from pg_stat_activity where application_name = 'holdfast'") > 0 && ctx.Err() == nil {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(c.DataDir(), "postmaster.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	postmaster, err := strconv.Atoi(strings.SplitN(string(b), "\n", 2)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop(postmaster)
+	if _, err := pg.Connect(ctx, o); !errors.Is(err, pg.ErrConnect) || ctx.Err() != nil {
+		t.Errorf("no session: %v", err)
+	}
 }
