@@ -17,12 +17,14 @@ import (
 
 // RestoreResult is what a finished restore says of itself.
 type RestoreResult struct {
-	Set      string           `json:"set"`
-	Postgres []PostgresProof  `json:"postgres"`
-	Files    int64            `json:"files"`
-	Bus      *BusProof        `json:"eventbus,omitempty"`
-	Params   []string         `json:"parameters,omitempty"`
-	Kept     []string         `json:"kept,omitempty"` // what was replaced and still stands aside
+	Set      string          `json:"set"`
+	Postgres []PostgresProof `json:"postgres"`
+	Files    int64           `json:"files"`
+	Bus      *BusProof       `json:"eventbus,omitempty"`
+	Params   []string        `json:"parameters,omitempty"`
+	Kept     []string        `json:"kept,omitempty"` // what was replaced and still stands aside
+	// Unkept are owners, groups, set-id bits and attributes of files that only root could have restored; 1000 at most.
+	Unkept   []tarball.Issue  `json:"unkept,omitempty"`
 	Warnings []string         `json:"warnings,omitempty"`
 	Interval catalog.Interval `json:"took"`
 }
@@ -193,7 +195,22 @@ func (r *restoreRun) unpack(ctx context.Context) error {
 		return fmt.Errorf("files: the tarball's index has the SHA-256 %s, the set says %s", got.IndexSHA256, want.IndexSHA256)
 	}
 	r.res.Files = got.Files
+	r.res.noteUnkept(got)
 	return r.checkLogs()
+}
+
+// noteUnkept names what this user was not allowed to restore.
+func (res *RestoreResult) noteUnkept(got *tarball.ExtractResult) {
+	if got.UnkeptCount == 0 {
+		return
+	}
+	res.Unkept = got.Unkept
+	var names []string
+	for _, is := range got.Unkept {
+		names = append(names, fmt.Sprintf("%q: %s", is.Path, is.Reason))
+	}
+	res.Warnings = append(res.Warnings, fmt.Sprintf("%d files and directories are restored without what only root may give them; as root they would have it: %s",
+		got.UnkeptCount, firstFew(names)))
 }
 
 // checkLogs refuses trees whose log directory is a symbolic link: a backup does not decide where this host's logs are

@@ -117,14 +117,31 @@ func (c *carrier) parents(rel string) (ok bool, err error) {
 		if err := os.Mkdir(to, 0o700); err != nil {
 			return false, err
 		}
-		if st, isUnix := was.Sys().(*syscall.Stat_t); isUnix && os.Geteuid() == 0 {
-			if err := os.Lchown(to, int(st.Uid), int(st.Gid)); err != nil {
-				return false, err
-			}
-		}
-		if err := os.Chmod(to, was.Mode()); err != nil {
+		if err := likeOld(to, was); err != nil {
 			return false, err
 		}
 	}
 	return true, nil
+}
+
+// likeOld gives a new directory the owner and mode of the old one, as far as this user may: the set-gid bit goes where the
+// group could not be kept.
+func likeOld(dir string, was fs.FileInfo) error {
+	mode := was.Mode()
+	st, ok := was.Sys().(*syscall.Stat_t)
+	if !ok {
+		return os.Chmod(dir, mode)
+	}
+	uid := int(st.Uid)
+	if os.Geteuid() != 0 {
+		uid = -1
+	}
+	err := os.Lchown(dir, uid, int(st.Gid))
+	if uid < 0 && errors.Is(err, syscall.EPERM) {
+		mode, err = mode&^fs.ModeSetgid, nil
+	}
+	if err != nil {
+		return err
+	}
+	return os.Chmod(dir, mode)
 }

@@ -20,8 +20,12 @@ const sparseBlock = 4096 // zeros of this length and alignment become holes in a
 
 // ExtractOptions says where the trees go.
 type ExtractOptions struct {
-	Dest   map[string]string // tree name → directory, new or empty; its parent exists
-	Owners bool              // set owners and the attributes that need privilege; without, set-uid and set-gid bits are dropped too
+	Dest map[string]string // tree name → directory, new or empty; its parent exists
+
+	// Owners: set all owners and attributes, which needs root; what is refused is an error. Without, what this user may set is
+	// set: groups it is a member of, the set-uid bit of its own files, the set-gid bit with the right group. What is left is
+	// in the result as Unkept.
+	Owners bool
 
 	// UserID and GroupID find the number of a name on the restored instance; where there is none, or name is empty, the
 	// number from the backup is used. nil: those of the host.
@@ -36,6 +40,10 @@ type ExtractResult struct {
 	Bytes                        int64
 	Removed                      int64 // members that the index does not name
 	IndexSHA256                  string
+	// Unkept names what only root could have restored: owners, groups, set-id bits, attributes. The list stops at 1000; the
+	// count does not.
+	Unkept      []Issue
+	UnkeptCount int64
 }
 
 // Extractor restores the files component: Add each member under files/, then Finish with the index. Nothing is ever written
@@ -48,6 +56,7 @@ type Extractor struct {
 	buf   []byte
 	users map[string]owner
 	group map[string]owner
+	res   ExtractResult
 
 	syncFS func(*os.File) error // durable.SyncFSFile, but for tests that restore thousands of trees
 }

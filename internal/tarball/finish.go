@@ -100,7 +100,8 @@ func (x *Extractor) finish(ctx context.Context, index io.Reader) (*ExtractResult
 	for _, c := range x.dests {
 		c.forget(0)
 	}
-	res := &ExtractResult{}
+	x.res = ExtractResult{}
+	res := &x.res
 	m := &merger{
 		ix:      ix,
 		match:   func(ctx context.Context, n *node, e *entry) error { return x.settle(ctx, n, e, res) },
@@ -202,50 +203,6 @@ func (x *Extractor) checkLink(n *node, e *entry) error {
 		return fmt.Errorf("%w: is no hard link to %q, as the index says", ErrDamaged, e.Link)
 	}
 	return nil
-}
-
-// apply sets owner, attributes, mode and times, in this order: a change of owner clears set-uid bits and capabilities
-// (chown(2)), writing attributes may need the mode that creation gave, and every change but that of times sets the ctime.
-func (x *Extractor) apply(n *node, e *entry) error {
-	if x.o.Owners {
-		uid := int(ownerID(x.users, e.User, e.UID, x.o.UserID))
-		gid := int(ownerID(x.group, e.Group, e.GID, x.o.GroupID))
-		var err error
-		if n.fd >= 0 {
-			err = unix.Fchown(n.fd, uid, gid)
-		} else {
-			err = unix.Fchownat(n.dirfd, n.name, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
-		}
-		if err != nil {
-			return fmt.Errorf("set owner: %w", err)
-		}
-	}
-	// Without a descriptor this needs /proc; a new symbolic link or FIFO has nothing to remove.
-	if n.fd >= 0 || len(e.Xattrs) > 0 {
-		if err := applyXattrs(n.xattrs(), e.Xattrs, x.o.Owners); err != nil {
-			return err
-		}
-	}
-	if e.Type != typeSymlink { // Linux gives links no mode of their own (symlink(7))
-		mode := e.Mode
-		if !x.o.Owners {
-			mode &^= 0o6000
-		}
-		var err error
-		if n.fd >= 0 {
-			err = unix.Fchmod(n.fd, mode)
-		} else {
-			err = unix.Fchmodat(n.dirfd, n.name, mode, 0)
-		}
-		if err != nil {
-			return fmt.Errorf("set mode: %w", err)
-		}
-	}
-	ts := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Sec: e.MTime[0], Nsec: e.MTime[1]}}
-	if n.format() == unix.S_IFDIR {
-		return pathErr("set times", unix.UtimesNanoAt(n.fd, ".", ts, 0))
-	}
-	return pathErr("set times", unix.UtimesNanoAt(n.dirfd, n.name, ts, unix.AT_SYMLINK_NOFOLLOW))
 }
 
 // sync writes each file system that holds a destination, once.

@@ -102,29 +102,36 @@ func growing(f func([]byte) (int, error)) ([]byte, error) {
 	return nil, err
 }
 
-// applyXattrs makes the kept attributes of an object those of the list. privileged says that security.* and trusted.* are
-// wanted too.
-func applyXattrs(c xattrCalls, want []xattr, privileged bool) error {
+// applyXattrs makes the kept attributes of an object those of the list. Without privileged, refused are those that only root
+// may set or remove.
+func applyXattrs(c xattrCalls, want []xattr, privileged bool) (refused []string, err error) {
 	have, err := readXattrs(c)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	tolerated := func(name rawString, err error) bool {
+		if privileged || !needsPrivilege(string(name)) || !errors.Is(err, unix.EPERM) {
+			return false
+		}
+		refused = append(refused, string(name))
+		return true
 	}
 	for _, x := range have {
 		if !slices.ContainsFunc(want, func(w xattr) bool { return w.Name == x.Name }) {
-			if err := c.del(string(x.Name)); err != nil && !errors.Is(err, unix.ENODATA) {
-				return fmt.Errorf("remove extended attribute %q: %w", x.Name, err)
+			if err := c.del(string(x.Name)); err != nil && !errors.Is(err, unix.ENODATA) && !tolerated(x.Name, err) {
+				return nil, fmt.Errorf("remove extended attribute %q: %w", x.Name, err)
 			}
 		}
 	}
 	for _, x := range want {
-		if !keptXattr(string(x.Name)) || (!privileged && needsPrivilege(string(x.Name))) {
+		if !keptXattr(string(x.Name)) {
 			continue
 		}
-		if err := c.set(string(x.Name), x.Value); err != nil {
-			return fmt.Errorf("set extended attribute %q: %w", x.Name, err)
+		if err := c.set(string(x.Name), x.Value); err != nil && !tolerated(x.Name, err) {
+			return nil, fmt.Errorf("set extended attribute %q: %w", x.Name, err)
 		}
 	}
-	return nil
+	return refused, nil
 }
 
 func needsPrivilege(name string) bool {
