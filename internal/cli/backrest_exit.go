@@ -9,7 +9,7 @@ import (
 	"holdfast/internal/engine"
 	"holdfast/internal/pg"
 	"holdfast/internal/repo"
-	"holdfast/internal/storage/s3"
+	"holdfast/internal/storage"
 )
 
 // Exit codes of the original that errors of ours are mapped to (format page, section 23).
@@ -63,6 +63,7 @@ var backrestCodes = []struct {
 	{engine.ErrStopped, codeStop},
 	{repo.ErrLocked, codeLock},
 	{engine.ErrPartly, codeCommand},
+	{storage.ErrUnavailable, codeProtocol}, // before everything that is about what is stored
 	{engine.ErrPassphrase, codeCrypto},
 	{repo.ErrCipher, codeCrypto},
 	{pg.ErrConnect, codeConnect}, // before fs.ErrNotExist: a socket that is not there is no missing file
@@ -143,10 +144,7 @@ func backrestCode(err error) int {
 	var path *fs.PathError
 	var version *pg.UnsupportedVersionError
 	var query interface{ SQLState() string } // of the server
-	var store *s3.Error
 	switch {
-	case errors.As(err, &store):
-		return codeProtocol
 	case errors.As(err, &version):
 		return codeVersion
 	case errors.As(err, &query):

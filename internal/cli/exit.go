@@ -15,6 +15,7 @@ import (
 	"holdfast/internal/engine"
 	"holdfast/internal/instance"
 	"holdfast/internal/repo"
+	"holdfast/internal/storage"
 	"holdfast/internal/storage/s3"
 )
 
@@ -28,6 +29,7 @@ const (
 	exitRefused  = 5
 	exitFindings = 6
 	exitScript   = 7
+	exitAway     = 8
 	exitArchive  = 126 // above 125, where PostgreSQL gives recovery up instead of taking it for ended
 	exitSignal   = 130
 )
@@ -45,6 +47,7 @@ var exitCodes = []struct {
 	{exitRefused, "refused or not confirmed, nothing changed", "refused by the plan or by `pgbackrest stop`, or not confirmed; nothing was changed"},
 	{exitFindings, "a check found damage", "a check found damage"},
 	{exitScript, "done, but the post script failed", "done, and the set is complete, but the program of `alation.backup.post_script.path` failed"},
+	{exitAway, "the storage could not be asked", "the storage could not be asked: it does not answer, is overloaded or does not let us in; what is stored may be all right, run it again when that is mended"},
 	{exitArchive, "archive-get could not look", "`archive-get` could not look: PostgreSQL stops instead of ending recovery early"},
 	{exitSignal, "interrupted", "interrupted"},
 }
@@ -120,6 +123,7 @@ var sentinelCodes = []struct {
 }{
 	{exitUsage, []error{conf.ErrRefused, catalog.ErrUnknown, action.ErrNoStore, engine.ErrTarget, engine.ErrTablespaceMap, engine.ErrLinkMap, engine.ErrLinkInside, engine.ErrDBMissing, engine.ErrDBInvalid}},
 	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTargetOwner, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, engine.ErrPassphrase, engine.ErrCopyConflict, repo.ErrSealed, instance.ErrNoInstance, action.ErrRestart, s3.ErrReadOnly}},
+	{exitAway, []error{storage.ErrUnavailable}},
 	{exitBusy, []error{action.ErrBusy, repo.ErrLocked, durable.ErrLocked}},
 }
 

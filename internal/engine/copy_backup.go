@@ -95,6 +95,9 @@ func (p *CopyPlan) refused(ctx context.Context, b *CopyBackup, err error) error 
 
 // isDamage says whether an error is about what a source holds, and not about what kept us from reading or writing it.
 func isDamage(err error) bool {
+	if storage.IsUnavailable(err) {
+		return false
+	}
 	for _, known := range []error{ErrCorrupt, repo.ErrCorrupt, repo.ErrFormat, repo.ErrChecksum, repo.ErrTrailingData, errSourceGone} {
 		if errors.Is(err, known) {
 			return true

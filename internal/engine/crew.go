@@ -37,11 +37,14 @@ func (c *crew) run(work func() error) {
 	})
 }
 
-// wait waits for all and syncs what they wrote. The crew's context has ended when it returns.
+// wait waits for all and syncs what they wrote. Its error is the first, not what that did to the others. The crew's context has
+// ended when it returns.
 func (c *crew) wait(st storage.Storage) error {
 	err := c.g.Wait()
 	if err == nil {
 		err = st.Sync(c.ctx)
+	} else {
+		err = context.Cause(c.ctx)
 	}
 	c.cancel(err)
 	return err

@@ -159,7 +159,11 @@ func (p *ExpirePlan) planDirectories(ctx context.Context) error {
 				continue
 			}
 		case d.Copy && (d.Label == newest || ownStamp(d.Label) == stamp):
-			if reason = p.orphaned(ctx, d.Label); reason == "" {
+			var err error
+			if reason, err = p.orphaned(ctx, d.Label); err != nil {
+				return err
+			}
+			if reason == "" {
 				continue
 			}
 		}
@@ -196,26 +200,29 @@ func (p *ExpirePlan) unlisted(ctx context.Context, l repo.Label) (damaged, err e
 
 // orphaned says why the newest, unfinished backup cannot be completed any more: a backup that it is built on was asked to
 // go. "" when it may still be.
-func (p *ExpirePlan) orphaned(ctx context.Context, l repo.Label) string {
+func (p *ExpirePlan) orphaned(ctx context.Context, l repo.Label) (reason string, err error) {
 	goes := func(label repo.Label) bool {
 		return slices.ContainsFunc(p.Backups, func(b ExpiredBackup) bool { return b.Label == label })
 	}
 	full := l.FullLabel()
 	if p.o.Set == "" || full != p.o.Set.FullLabel() || l == full {
-		return ""
+		return "", nil
 	}
 	if goes(full) || p.bi.Find(full) == nil {
-		return "its full backup " + string(full) + " goes"
+		return "its full backup " + string(full) + " goes", nil
 	}
 	m, err := repo.LoadManifestCopy(ctx, p.s.o.Storage, p.Stanza, l, p.manifestPass())
+	if cut := blind(ctx, err); cut != nil {
+		return "", cut
+	}
 	if err != nil {
 		p.warn("the unfinished backup %s stays: it cannot be told what it is built on: %v", l, err)
-		return ""
+		return "", nil
 	}
 	if goes(m.Prior) || p.bi.Find(m.Prior) == nil {
-		return "its prior " + string(m.Prior) + " goes"
+		return "its prior " + string(m.Prior) + " goes", nil
 	}
-	return ""
+	return "", nil
 }
 
 func (p *ExpirePlan) manifestPass() repo.Secret {

@@ -124,7 +124,7 @@ func (s *Stanza) reallyLost(ctx context.Context, aerr, berr error) error {
 // damaged: the object is not there or its bytes are wrong, as opposed to a storage that can't be asked, or a passphrase that
 // is missing.
 func damaged(err error) bool {
-	if errors.Is(err, repo.ErrSealed) {
+	if errors.Is(err, repo.ErrSealed) || storage.IsUnavailable(err) {
 		return false
 	}
 	for _, known := range []error{fs.ErrNotExist, repo.ErrFormat, repo.ErrChecksum, repo.ErrCorrupt, repo.ErrTrailingData} {
@@ -234,6 +234,9 @@ func (s *Stanza) anyHeader(ctx context.Context, dir string) (pg.WALHeader, error
 			h, err := s.segmentHeader(ctx, info.Name, c)
 			if err == nil {
 				return h, nil
+			}
+			if storage.IsUnavailable(err) {
+				return h, err
 			}
 			last = err
 		}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"holdfast/internal/repo"
+	"holdfast/internal/storage"
 )
 
 // restoreWorker restores files one after the other.
@@ -246,6 +247,9 @@ func (w *restoreWorker) hashFile(ctx context.Context, f *os.File, size int64) (s
 
 // damaged names the object that can't be read, and says so when that is for its content.
 func (w *restoreWorker) damaged(object string, err error) error {
+	if storage.IsUnavailable(err) {
+		return fmt.Errorf("%s: %w", object, err)
+	}
 	if errors.Is(err, repo.ErrCorrupt) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 		return fmt.Errorf("%w: %s: %w; %s", ErrCorrupt, object, err, w.verifyHint())
 	}

@@ -16,6 +16,7 @@ import (
 
 	"holdfast/internal/pg"
 	"holdfast/internal/repo"
+	"holdfast/internal/storage"
 )
 
 // VerifyOptions chooses what to read.
@@ -62,7 +63,7 @@ type VerifyResult struct {
 
 // Verify reads every file of the chosen backups, the WAL, and both copies of every info file and manifest; it decodes them
 // and compares sizes and checksums. It goes on after a finding, so that all are known at once. The error is for what kept
-// it from looking.
+// it from looking: the end of the context, or storage.ErrUnavailable, from which nothing follows for what is stored.
 func (s *Stanza) Verify(ctx context.Context, o VerifyOptions) (*VerifyResult, error) {
 	ai, bi, err := s.loadInfos(ctx)
 	if err != nil {
@@ -78,7 +79,9 @@ func (s *Stanza) Verify(ctx context.Context, o VerifyOptions) (*VerifyResult, er
 	if o.Set != "" && len(v.res.Backups) == 0 {
 		return nil, fmt.Errorf("stanza %s: %w: there is no backup %s", s.o.Stanza, ErrNoBackup, o.Set)
 	}
-	if err := v.run(ctx); err != nil {
+	if err := v.run(ctx); storage.IsUnavailable(err) {
+		return nil, fmt.Errorf("verify stanza %s: the storage could not be asked, which says nothing about the backups in it: %w", s.o.Stanza, err)
+	} else if err != nil {
 		return nil, fmt.Errorf("verify stanza %s: %w", s.o.Stanza, err)
 	}
 	slices.SortStableFunc(v.res.Findings, func(a, b Finding) int { return strings.Compare(a.Object, b.Object) })
@@ -99,6 +102,18 @@ type verifier struct {
 
 	segmentSize map[string]uint32                  // by archive id
 	timelines   map[timelineKey][]pg.TimelineEntry // what their history files say
+}
+
+// blind is what kept us from looking, where err is that and says nothing of an object: the end of the context, or a store that
+// could not be asked. nil: err, if it is one, is a finding.
+func blind(ctx context.Context, err error) error {
+	if cerr := ctx.Err(); cerr != nil {
+		return cerr
+	}
+	if storage.IsUnavailable(err) {
+		return err
+	}
+	return nil
 }
 
 func (v *verifier) run(ctx context.Context) error {
@@ -186,12 +201,16 @@ func (v *verifier) backup(ctx context.Context, label repo.Label) error {
 	}
 	found = len(v.res.Findings) - found
 	history := repo.HistoryManifestPath(v.s.o.Stanza, label)
-	if err := repo.CheckHistoryManifest(ctx, v.s.o.Storage, v.s.o.Stanza, label, v.bi.CipherPass); err != nil && ctx.Err() == nil {
+	err := repo.CheckHistoryManifest(ctx, v.s.o.Storage, v.s.o.Stanza, label, v.bi.CipherPass)
+	if cut := blind(ctx, err); cut != nil {
+		return cut
+	}
+	if err != nil {
 		v.find(label, history, "%v", err)
 	}
 	m, err := repo.LoadManifest(ctx, v.s.o.Storage, v.s.o.Stanza, label, v.bi.CipherPass)
-	if ctx.Err() != nil {
-		return ctx.Err()
+	if cut := blind(ctx, err); cut != nil {
+		return cut
 	}
 	if err != nil {
 		if found == 0 { // whole, with the right checksum, and yet no manifest that may be used
@@ -309,7 +328,7 @@ func (v *verifier) read(stored, original int64) {
 	v.s.o.Events(Moved{original})
 }
 
-// compare decodes one object and records what differs; only cancellation is an error. ok: it is as it should be.
+// compare decodes one object and records what differs; only what blind gives is an error. ok: it is as it should be.
 func (v *verifier) compare(ctx context.Context, label repo.Label, object string, offset, length int64, spec repo.StreamSpec, sha1 string, size int64) (ok bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return false, err
@@ -324,8 +343,8 @@ func (v *verifier) compare(ctx context.Context, label repo.Label, object string,
 		sums, err = repo.Decode(io.Discard, &ctxReader{ctx, r}, spec)
 		err = errors.Join(err, r.Close())
 	}
-	if ctx.Err() != nil {
-		return false, ctx.Err()
+	if cut := blind(ctx, err); cut != nil {
+		return false, cut
 	}
 	v.read(sums.RepoSize, sums.Size)
 	switch {

@@ -25,8 +25,8 @@ func imageKey(label repo.Label, name string) uint64 {
 func (v *verifier) image(ctx context.Context, m *repo.Manifest, f *repo.File, object string, offset, length int64, spec repo.StreamSpec) (bool, error) {
 	own := storedIn(m, f)
 	bm, err := v.ownImage(ctx, f, object, offset, length, spec)
-	if ctx.Err() != nil {
-		return false, ctx.Err()
+	if cut := blind(ctx, err); cut != nil {
+		return false, cut
 	}
 	v.read(length, f.Size)
 	v.setState(imageKey(own, f.Name), err == nil)
@@ -53,8 +53,9 @@ func (v *verifier) image(ctx context.Context, m *repo.Manifest, f *repo.File, ob
 	if !assemble {
 		return true, nil
 	}
-	if err = v.assemble(ctx, m, f, bm); ctx.Err() != nil {
-		return false, ctx.Err()
+	err = v.assemble(ctx, m, f, bm)
+	if cut := blind(ctx, err); cut != nil {
+		return false, cut
 	}
 	if err != nil {
 		v.find(m.Label, object, "%s: put together from its blocks: %v", f.Name, err)

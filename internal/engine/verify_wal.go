@@ -125,8 +125,8 @@ func (v *verifier) segmentCopy(ctx context.Context, seg string, o segmentObject)
 		sum, size, err = decodeTo(ctx, &head, r, spec)
 		err = errors.Join(err, r.Close())
 	}
-	if ctx.Err() != nil {
-		return 0, ctx.Err()
+	if cut := blind(ctx, err); cut != nil {
+		return 0, fmt.Errorf("%s: %w", o.name, cut)
 	}
 	v.mu.Lock()
 	v.res.Bytes += size

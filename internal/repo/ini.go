@@ -87,12 +87,16 @@ type header struct {
 //
 // Errors: ErrFormat, ErrChecksum (wrong or missing), those of r.
 func readINI(r io.Reader, each func(section string, key, value []byte) error) (header, error) {
-	sc := bufio.NewScanner(r)
+	src := &stickyReader{r: r}
+	sc := bufio.NewScanner(src)
 	sc.Buffer(make([]byte, 0, hashChunk), maxLine)
 	sc.Split(splitLines)
 	rd := iniReader{sum: newINIHash(), each: each, seen: map[string]bool{}}
 	for n := 1; sc.Scan(); n++ {
 		if err := rd.line(sc.Bytes()); err != nil {
+			if src.err != nil { // the line may be cut off by it
+				return header{}, src.err
+			}
 			return header{}, fmt.Errorf("line %d: %w", n, err)
 		}
 	}
@@ -103,6 +107,20 @@ func readINI(r io.Reader, each func(section string, key, value []byte) error) (h
 		return header{}, err
 	}
 	return rd.finish()
+}
+
+// stickyReader keeps the error with which a reader broke off; the end is none.
+type stickyReader struct {
+	r   io.Reader
+	err error
+}
+
+func (s *stickyReader) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
 }
 
 // splitLines is a bufio.SplitFunc for \n alone: nothing is trimmed.

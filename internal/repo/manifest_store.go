@@ -145,6 +145,9 @@ func Reconcile(ctx context.Context, s storage.Storage, stanza string, b *BackupI
 			if ctx.Err() != nil {
 				return false, nil, ctx.Err()
 			}
+			if storage.IsUnavailable(err) { // which backups there are can't be told
+				return false, nil, err
+			}
 			if err == nil {
 				err = r.fits(m)
 			}

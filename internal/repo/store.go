@@ -15,12 +15,12 @@ import (
 // maxInfo bounds archive.info and backup.info in memory. A line of backup.info has about 1 KiB.
 const maxInfo = 256 << 20
 
-// LoadArchiveInfo reads archive.info, and archive.info.copy when that fails in any way. pass is the repository's; "" =
+// LoadArchiveInfo reads archive.info, and archive.info.copy when that is missing or damaged. pass is the repository's; "" =
 // not encrypted.
 //
 // Errors: fs.ErrNotExist only when neither is there, so that "missing" may safely be answered by creating; otherwise
-// ErrFormat (also: wrong pass), ErrChecksum or the storage's, of the main file before the copy. A cancelled context does
-// not fall back.
+// ErrFormat (also: wrong pass), ErrChecksum or the storage's, of the main file before the copy. A cancelled context and
+// storage.ErrUnavailable do not fall back: the copy may be older.
 func LoadArchiveInfo(ctx context.Context, s storage.Storage, stanza string, pass Secret) (*ArchiveInfo, error) {
 	parse := func(r io.Reader) (*ArchiveInfo, error) {
 		b, err := readLimited(r)
@@ -42,7 +42,7 @@ func SaveArchiveInfo(ctx context.Context, s storage.Storage, stanza string, a *A
 	return saveInfo(ctx, s, ArchiveDir(stanza)+"/archive.info", b, pass)
 }
 
-// LoadBackupInfo reads backup.info, and backup.info.copy when that fails in any way; errors as LoadArchiveInfo.
+// LoadBackupInfo reads backup.info, and backup.info.copy when that is missing or damaged; errors as LoadArchiveInfo.
 func LoadBackupInfo(ctx context.Context, s storage.Storage, stanza string, pass Secret) (*BackupInfo, error) {
 	parse := func(r io.Reader) (*BackupInfo, error) {
 		b, err := readLimited(r)
@@ -74,13 +74,15 @@ func readLimited(r io.Reader) ([]byte, error) {
 // load reads name through parse, on failure name + ".copy" through parseCopy.
 func load[T any](ctx context.Context, s storage.Storage, name string, pass Secret, parse, parseCopy func(io.Reader) (T, error)) (T, error) {
 	v, err := loadOne(ctx, s, name, pass, parse)
-	if err == nil || ctx.Err() != nil {
+	if err == nil || ctx.Err() != nil || storage.IsUnavailable(err) {
 		return v, err
 	}
 	v, copyErr := loadOne(ctx, s, name+copySuffix, pass, parseCopy)
 	switch {
 	case copyErr == nil:
 		return v, nil
+	case storage.IsUnavailable(copyErr):
+		return v, fmt.Errorf("%w (%s: %v)", copyErr, name, err)
 	case errors.Is(err, fs.ErrNotExist) && !errors.Is(copyErr, fs.ErrNotExist):
 		// What is damaged must not look like what was never there.
 		return v, fmt.Errorf("%w (%s is missing)", copyErr, name)
@@ -92,7 +94,7 @@ func loadOne[T any](ctx context.Context, s storage.Storage, name string, pass Se
 	v, err := readObject(ctx, s, name, StreamSpec{Compress: None, Pass: pass}, parse)
 	if err != nil {
 		hint := ""
-		if pass != "" && !errors.Is(err, fs.ErrNotExist) {
+		if pass != "" && !errors.Is(err, fs.ErrNotExist) && !storage.IsUnavailable(err) {
 			hint = " (is the cipher pass right?)"
 		}
 		return v, fmt.Errorf("load %s: %w%s", name, err, hint)
@@ -107,7 +109,8 @@ type CopyFault struct {
 }
 
 // CheckCopies reads an info file or manifest and its copy, each by itself, and says what is wrong with either: a reader is
-// content with one, so that damage to the other goes unseen until it is the last. Only cancellation is an error.
+// content with one, so that damage to the other goes unseen until it is the last. Only cancellation and
+// storage.ErrUnavailable are errors.
 func CheckCopies(ctx context.Context, s storage.Storage, name string, pass Secret) (faults []CopyFault, err error) {
 	var sums [2][]byte
 	for i, n := range []string{name, name + copySuffix} {
@@ -118,6 +121,9 @@ func CheckCopies(ctx context.Context, s storage.Storage, name string, pass Secre
 		})
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
+		}
+		if storage.IsUnavailable(err) {
+			return nil, err
 		}
 		if err != nil {
 			faults = append(faults, CopyFault{n, err})

@@ -17,7 +17,8 @@ func IsTemporary(err error) bool {
 	return errors.As(err, &t) && t.Temporary()
 }
 
-// Temporary marks an error as worth repeating. nil stays nil.
+// Temporary marks an error as worth repeating, and with that as ErrUnavailable: when repeating has not helped, the store could
+// not be asked. nil stays nil.
 func Temporary(err error) error {
 	if err == nil {
 		return nil
@@ -27,8 +28,9 @@ func Temporary(err error) error {
 
 type temporaryError struct{ error }
 
-func (temporaryError) Temporary() bool { return true }
-func (e temporaryError) Unwrap() error { return e.error }
+func (temporaryError) Temporary() bool      { return true }
+func (temporaryError) Is(target error) bool { return target == ErrUnavailable }
+func (e temporaryError) Unwrap() error      { return e.error }
 
 // TemporaryAfter is Temporary for an error with which the store has said how long to wait.
 func TemporaryAfter(err error, wait time.Duration) error {

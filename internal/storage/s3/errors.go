@@ -31,6 +31,23 @@ type Error struct {
 func (e *Error) Error() string { return e.text }
 func (e *Error) Unwrap() error { return e.Err }
 
+// Is makes every failure storage.ErrUnavailable that says nothing about the object itself.
+func (e *Error) Is(target error) bool {
+	if target != storage.ErrUnavailable {
+		return false
+	}
+	for _, known := range []error{fs.ErrNotExist, storage.ErrChanged, storage.ErrCorrupt, ErrReadOnly} {
+		if errors.Is(e.Err, known) {
+			return false
+		}
+	}
+	switch e.Code {
+	case "InvalidObjectState", "EntityTooLarge", "InvalidRange":
+		return false
+	}
+	return true
+}
+
 // fail makes err the operator's. Errors of contexts and those that are an Error already stay as they are.
 func (s *S3) fail(op storage.Op, name string, err error) error {
 	var done *Error

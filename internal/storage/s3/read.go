@@ -263,7 +263,7 @@ func (r *reader) finish() error {
 	case !r.toEnd && r.end > r.size:
 		return io.ErrUnexpectedEOF
 	case r.want != "" && sum(r.crc) != r.want:
-		return r.s.fail(storage.OpRead, r.name, fmt.Errorf("what arrived has the checksum %s, the store says %s: it was damaged on the way or in the store; read it again", sum(r.crc), r.want))
+		return r.s.fail(storage.OpRead, r.name, fmt.Errorf("%w: what arrived has %s, the store says %s: it was damaged on the way or in the store; read it again", storage.ErrCorrupt, sum(r.crc), r.want))
 	}
 	return io.EOF
 }

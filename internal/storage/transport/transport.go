@@ -154,7 +154,8 @@ func (c *Client) Do(req *http.Request) (*http.Response, error) {
 // HTTP is the client for a library that wants one. What it returns must go through Error before anybody sees it.
 func (c *Client) HTTP() *http.Client { return c.http }
 
-// Error is err without the URL that package net/http puts into it, marked temporary if it is worth repeating.
+// Error is err without the URL that package net/http puts into it, marked temporary if it is worth repeating and unavailable
+// otherwise.
 func Error(ctx context.Context, err error) error {
 	var withURL *url.Error
 	for errors.As(err, &withURL) {
@@ -164,7 +165,7 @@ func Error(ctx context.Context, err error) error {
 		return cerr
 	}
 	if lasting(err) {
-		return err
+		return storage.Unavailable(err)
 	}
 	return storage.Temporary(err)
 }
@@ -191,11 +192,13 @@ func TemporaryStatus(code int) bool {
 }
 
 // Mark makes an error out of an answer's status: fs.ErrNotExist for 404, temporary with the pause that the store asks for
-// where a repetition may help, err itself otherwise.
+// where a repetition may help, unavailable where the store does not admit us, err itself otherwise.
 func Mark(err error, code int, header http.Header) error {
 	switch {
 	case code == http.StatusNotFound:
 		return fmt.Errorf("%w (%w)", fs.ErrNotExist, err)
+	case code == http.StatusUnauthorized || code == http.StatusForbidden:
+		return storage.Unavailable(err)
 	case !TemporaryStatus(code):
 		return err
 	}
