@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -134,6 +135,7 @@ func (r *backrestRun) pushQueue(ctx context.Context, spool engine.Spool, dataDir
 	}
 	o := engine.QueueOptions{WALDir: walDir, ProcessMax: int(r.c.Int("process-max", 0)), QueueMax: r.c.Int("archive-push-queue-max", 0),
 		BatchSize: r.c.Int("archive-push-batch-size", 0),
+		Begin:     func(files []string) { r.logQueue("push", "to", files) },
 		Push: func(ctx context.Context, path string) error {
 			var errs []error
 			for i, s := range stanzas { // every repository has its turn; PostgreSQL asks again until all have the file
@@ -145,9 +147,26 @@ func (r *backrestRun) pushQueue(ctx context.Context, spool engine.Spool, dataDir
 			if len(errs) > 0 && len(errs) < len(stanzas) && !splitArchive(errs) {
 				errs = append(errs, engine.ErrPartly)
 			}
-			return errors.Join(errs...)
+			if err := errors.Join(errs...); err != nil {
+				r.log.logf(logWarn, "could not push WAL file '%s' to the archive (will be retried): [%d] %v", filepath.Base(path), backrestCode(err), err)
+				return err
+			}
+			r.log.logf(logDetail, "pushed WAL file '%s' to the archive", filepath.Base(path))
+			return nil
 		}}
 	return r.whenFree(ctx, func() error { return stanzas[0].Locked(func() error { return spool.PushQueue(ctx, o) }) })
+}
+
+// logQueue says what a background process is about to move.
+func (r *backrestRun) logQueue(verb, direction string, files []string) {
+	if len(files) == 0 {
+		return
+	}
+	names := files[0]
+	if len(files) > 1 {
+		names += "..." + files[len(files)-1]
+	}
+	r.log.logf(logInfo, "%s %d WAL file(s) %s archive: %s", verb, len(files), direction, names)
 }
 
 // splitArchive: an error that is about the WAL and not about the repository. Nothing more of such WAL is pushed anywhere.
@@ -164,22 +183,28 @@ func (r *backrestRun) getQueue(ctx context.Context, spool engine.Spool, wanted [
 	}
 	get := func(ctx context.Context, name, dest string) error {
 		var errs []error
-		for _, s := range stanzas {
+		for i, s := range stanzas {
 			err := s.Get(ctx, engine.GetOptions{Name: name, Dest: dest, DataDir: r.dataDir()})
 			if err == nil {
+				r.log.logf(logDetail, "found %s in the repo%d archive", name, repoKeys(r.c)[i])
 				return nil
 			}
 			if !errors.Is(err, engine.ErrWALMissing) {
 				errs = append(errs, err)
 			}
 		}
-		if len(errs) > 0 {
-			return errors.Join(errs...)
+		if err := errors.Join(errs...); err != nil {
+			r.log.logf(logWarn, "[%d] %v", backrestCode(err), err)
+			return err
 		}
+		r.log.logf(logDetail, "unable to find %s in the archive", name)
 		return fmt.Errorf("get %s: %w", name, engine.ErrWALMissing)
 	}
 	return r.whenFree(ctx, func() error {
-		return stanzas[0].Locked(func() error { return spool.GetQueue(ctx, wanted, int(r.c.Int("process-max", 0)), get) })
+		return stanzas[0].Locked(func() error {
+			r.logQueue("get", "from", slices.DeleteFunc(slices.Clone(wanted), func(name string) bool { return exists(filepath.Join(spool.Dir, "in", name)) }))
+			return spool.GetQueue(ctx, wanted, int(r.c.Int("process-max", 0)), get)
+		})
 	})
 }
 

@@ -186,8 +186,9 @@ func (s Spool) PushSpooled(ctx context.Context, file string) error {
 type QueueOptions struct {
 	WALDir     string // pg_wal
 	ProcessMax int
-	QueueMax   int64 // bytes of WAL that may wait before it is dropped; 0: it never is
-	BatchSize  int64 // bytes of WAL pushed before it is looked again how much waits; 0: all that does
+	QueueMax   int64                // bytes of WAL that may wait before it is dropped; 0: it never is
+	Begin      func(files []string) // told of each batch before the first of it is pushed; nil: nobody
+	BatchSize  int64                // bytes of WAL pushed before it is looked again how much waits; 0: all that does
 	// Push puts one file into every repository. ErrPartly: at least one has it, so that it makes sense to go on with the next
 	// file although this one has to come again.
 	Push func(ctx context.Context, path string) error
@@ -219,7 +220,11 @@ func (s Spool) PushQueue(ctx context.Context, o QueueOptions) error {
 			dropped, notice, err = s.overflow(out, all, ready, o)
 		}
 		if err == nil && !dropped {
-			err = s.pushBatch(ctx, out, batch(o, ready), notice, o)
+			some := batch(o, ready)
+			if o.Begin != nil {
+				o.Begin(some)
+			}
+			err = s.pushBatch(ctx, out, some, notice, o)
 		}
 		switch {
 		case err == nil:

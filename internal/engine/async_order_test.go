@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 
 	"holdfast/internal/engine"
@@ -31,6 +32,54 @@ func TestReadAheadLooksForWhatIsAskedFirst(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(dir, "in", name)); err != nil {
 				t.Fatalf("round %d: %v", round, err)
 			}
+		}
+	}
+}
+
+// TestBatchSize: after that much WAL the background process looks again what waits, so that a history file that came meanwhile
+// is not kept waiting by a long queue; one segment at least is pushed at a time.
+func TestBatchSize(t *testing.T) {
+	const size = 4096
+	for _, c := range []struct {
+		batch int64
+		want  string
+	}{
+		{0, "1 2 3 4 5 | h"}, {2 * size, "1 2 | h 3 | 4 5"}, {2*size + 1, "1 2 | h 3 | 4 5"}, {size, "1 | h | 2 | 3 | 4 | 5"}, {1, "1 | h | 2 | 3 | 4 | 5"},
+	} {
+		dir := t.TempDir()
+		wal := filepath.Join(dir, "pg_wal")
+		add := func(name string, bytes int) {
+			t.Helper()
+			for file, content := range map[string][]byte{filepath.Join(wal, name): make([]byte, bytes), filepath.Join(wal, "archive_status", name+".ready"): nil} {
+				if err := os.WriteFile(file, content, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := os.MkdirAll(filepath.Join(wal, "archive_status"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 5 {
+			add(fmt.Sprintf("00000001000000000000000%d", i+1), size)
+		}
+		const history = "00000002.history"
+		var batches, told []string
+		err := (engine.Spool{Dir: filepath.Join(dir, "spool")}).PushQueue(t.Context(), engine.QueueOptions{WALDir: wal, ProcessMax: 1, BatchSize: c.batch,
+			Begin: func(files []string) { batches = append(batches, ""); told = append(told, files...) },
+			Push: func(_ context.Context, path string) error {
+				name := filepath.Base(path)
+				if len(told) > 0 && len(batches) == 1 && batches[0] == "" {
+					add(history, 1024)
+				}
+				short := name[len(name)-1:]
+				if name == history {
+					short = "h"
+				}
+				batches[len(batches)-1] = strings.TrimSpace(batches[len(batches)-1] + " " + short)
+				return nil
+			}})
+		if got := strings.Join(batches, " | "); err != nil || got != c.want || len(told) != 6 {
+			t.Errorf("batches of %d bytes: %s, want %s; %v", c.batch, got, c.want, err)
 		}
 	}
 }

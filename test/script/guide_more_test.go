@@ -52,6 +52,8 @@ func TestAsyncArchiving(t *testing.T) {
 		t.Errorf("the spool directory was not used: %v", err)
 	}
 	has(t, r.c.LogTail(64<<10), "to the archive asynchronously")
+	pushed := r.logFile("demo-archive-push-async.log")
+	has(t, pushed, "-------------------PROCESS START-------------------\n", "P00   INFO: archive-push command begin ", " WAL file(s) to archive: 0000000100000000000000", "P00 DETAIL: pushed WAL file '0000000100000000000000", "P00   INFO: archive-push command end: completed successfully (")
 	r.lose()
 	r.run("--stanza=demo restore")
 	r.start()
@@ -63,6 +65,19 @@ func TestAsyncArchiving(t *testing.T) {
 	}
 	if log := r.c.LogTail(64 << 10); !strings.Contains(log, "in the archive asynchronously") {
 		t.Errorf("archive-get did not read ahead:\n%s", log)
+	}
+	got := r.logFile("demo-archive-get-async.log")
+	has(t, got, "P00   INFO: archive-get command begin ", " WAL file(s) from archive: 0000000100000000000000", "P00 DETAIL: found 0000000100000000000000", " in the repo1 archive\n", "P00 DETAIL: unable to find 0000000100000000000000", "P00   INFO: archive-get command end: completed successfully (")
+	// None is written when none is asked for, and the foreground never has one.
+	r.configure("repo1-retention-full=2\narchive-async=y\nlog-level-file=off\n[global:archive-push]\nprocess-max=2")
+	r.archive()
+	if now := r.logFile("demo-archive-push-async.log"); strings.Count(now, "PROCESS START") != strings.Count(pushed, "PROCESS START") && strings.Contains(now, "--log-level-file=off") {
+		t.Errorf("a log file, although there was to be none:\n%s", now)
+	}
+	for _, name := range []string{"demo-archive-push.log", "demo-archive-get.log"} {
+		if exists(filepath.Join(r.dir, "log", name)) {
+			t.Errorf("%s: archive_command should not write a log file per segment", name)
+		}
 	}
 }
 

@@ -60,7 +60,10 @@ func newRig(t *testing.T, lines string) *rig {
 // configure writes the configuration file anew.
 func (r *rig) configure(lines string) {
 	r.t.Helper()
-	text := "[global]\nlock-path=@/lock\nlog-path=@/log\nspool-path=@/spool\nlog-level-file=detail\narchive-timeout=30\n"
+	text := "[global]\nlock-path=@/lock\nlog-path=@/log\nspool-path=@/spool\narchive-timeout=30\n"
+	if !strings.Contains(lines, "log-level-file") {
+		text += "log-level-file=detail\n"
+	}
 	if !strings.Contains(lines, "repo1-path") {
 		text += "repo1-path=@/repo\n"
 	}
@@ -178,6 +181,16 @@ func (r *rig) original(args string) string {
 		r.t.Fatalf("Debian's pgbackrest %s: exit code %d\n%s%s", args, s.code, s.out, s.errs)
 	}
 	return s.out + s.errs
+}
+
+// logFile is what is in one of the log files.
+func (r *rig) logFile(name string) string {
+	r.t.Helper()
+	b, err := os.ReadFile(filepath.Join(r.dir, "log", name))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return string(b)
 }
 
 // has wants every text in what was said.
