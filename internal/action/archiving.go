@@ -73,7 +73,7 @@ func (a *App) enableCluster(ctx context.Context, c Cluster) (ArchivingResult, er
 	if res.Outcome, err = a.createStanza(ctx, c, st); err != nil {
 		return res, err
 	}
-	if err := a.checkReach(ctx, c, a.o.RepoDir); err != nil {
+	if err := a.checkReach(ctx, c); err != nil {
 		return res, err
 	}
 	conn, err := pg.Connect(ctx, c.Conn)

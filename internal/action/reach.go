@@ -5,53 +5,179 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
+
+	"holdfast/internal/durable"
 )
 
-// enterScript prints the first of its arguments that can't be entered.
-const enterScript = `for d; do cd -- "$d" 2>/dev/null || { printf %s "$d"; exit 9; }; done`
+// reachScript takes pairs of a letter and a path, and prints the first that can't be: entered (e), read (r), or written into
+// (w). What is gone by now is passed over; who may enter all above can tell that.
+const reachScript = `while [ $# -gt 1 ]; do
+	case $1 in
+	e) cd -- "$2" 2>/dev/null || [ ! -e "$2" ] ;;
+	r) [ -r "$2" ] || [ ! -e "$2" ] ;;
+	w) [ -w "$2" ] && [ -r "$2" ] && [ -x "$2" ] || [ ! -e "$2" ] ;;
+	esac || { printf %s%s "$1" "$2"; exit 9; }
+	shift 2
+done`
 
-// checkReach makes sure that PostgreSQL's user gets into the directories, as far as they exist: archive_command and
-// restore_command run as that user, while root, who goes anywhere, would notice nothing. It asks by trying.
+// checkReach makes sure that PostgreSQL's user gets into the repository and the other directories, as far as they exist, and
+// that in the repository it can write WAL of the cluster's stanza and read it: archive_command and restore_command run as that
+// user, while root, who may do everything, would notice nothing. It asks by trying, and changes nothing.
 func (a *App) checkReach(ctx context.Context, c Cluster, dirs ...string) error {
-	owner := a.serverOwner(c)
-	if owner == nil || owner.UID == 0 {
-		return nil
+	uid, gid := ownerOf(c.DataDir, a.fallbackOwner())
+	if uid == 0 || os.Geteuid() != 0 && os.Geteuid() != uid {
+		return nil // there is nothing that user can't, or it can't be tried
 	}
-	name := strconv.Itoa(owner.UID)
-	cred := &syscall.Credential{Uid: uint32(owner.UID), Gid: uint32(owner.GID)}
-	if u, err := user.LookupId(name); err == nil { // one without an account has no further groups
-		name = u.Username
-		ids, err := u.GroupIds()
-		if err != nil {
-			return fmt.Errorf("groups of user %s: %w", name, err)
+	args := []string{"-c", reachScript, "sh"}
+	for _, dir := range append([]string{a.o.RepoDir}, dirs...) {
+		for _, d := range downTo(dir) {
+			args = append(args, "e", d)
 		}
-		for _, id := range ids {
-			if n, err := strconv.ParseUint(id, 10, 32); err == nil {
-				cred.Groups = append(cred.Groups, uint32(n))
+	}
+	used, err := a.usedOfArchive(c.Stanza)
+	if err != nil {
+		return fmt.Errorf("look at the repository's archive: %w", err)
+	}
+	cmd := exec.CommandContext(ctx, "/bin/sh", append(args, used...)...)
+	var out bytes.Buffer
+	cmd.Dir, cmd.Env, cmd.Stdout = "/", []string{"LC_ALL=C"}, &out
+	name := strconv.Itoa(uid)
+	if os.Geteuid() == 0 {
+		cred := &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+		if name, cred.Groups, err = groupsOf(uid); err != nil {
+			return err
+		}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
+	}
+	err = cmd.Run()
+	var ended *exec.ExitError
+	if errors.As(err, &ended) && ended.ExitCode() == 9 && out.Len() > 1 {
+		return a.outOfReach(c, name, durable.Owner{UID: uid, GID: gid}, out.String()[0], out.String()[1:])
+	}
+	return wrap(err, "look for what the user %s cannot reach", name)
+}
+
+// outOfReach says what PostgreSQL's user cannot do, and the command that mends it.
+func (a *App) outOfReach(c Cluster, name string, owner durable.Owner, what byte, path string) error {
+	who := "PostgreSQL's user " + name
+	if what == 'e' {
+		mode := "o+x"
+		if uid, _ := ownerOf(path, nil); uid == owner.UID {
+			mode = "u+x"
+		}
+		return fmt.Errorf("%s cannot enter %s, so archive_command and restore_command could not reach the repository: run: chmod %s %s", who, path, mode, shellWord(path))
+	}
+	command := fmt.Sprintf("chown -R %d:%d %s", owner.UID, owner.GID, shellWord(path))
+	if uid, _ := ownerOf(path, nil); uid == owner.UID {
+		command = "chmod -R u+rwX " + shellWord(path)
+	}
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(path, &st); err == nil && st.Flags&syscall.MS_RDONLY != 0 {
+		command = "mount -o remount,rw " + shellWord(path)
+	}
+	if what == 'r' {
+		return fmt.Errorf("%s cannot read %s, so archive_command and restore_command would fail (stanza %s): run: %s", who, path, c.Stanza, command)
+	}
+	return fmt.Errorf("%s cannot write into %s, so archive_command would fail (stanza %s) and WAL would pile up: run: %s", who, path, c.Stanza, command)
+}
+
+// shellWord makes one word of s for a POSIX shell.
+func shellWord(s string) string {
+	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./-+,:@%") == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// groupsOf returns the name and the groups of a user; one without an account has a number for a name and no groups.
+func groupsOf(uid int) (name string, groups []uint32, err error) {
+	name = strconv.Itoa(uid)
+	u, err := user.LookupId(name)
+	if err != nil {
+		return name, nil, nil // no account, or none that can be looked up: no further groups
+	}
+	ids, err := u.GroupIds()
+	if err != nil {
+		return u.Username, nil, fmt.Errorf("groups of user %s: %w", u.Username, err)
+	}
+	for _, id := range ids {
+		if n, err := strconv.ParseUint(id, 10, 32); err == nil {
+			groups = append(groups, uint32(n))
+		}
+	}
+	return u.Username, groups, nil
+}
+
+// usedOfArchive lists what archive_command and restore_command of a stanza use of the repository, as pairs for reachScript:
+// the directories down to the newest of WAL, where the next segment goes, and what is read there. An external tool writes its
+// backups as PostgreSQL's user, too.
+func (a *App) usedOfArchive(stanza string) ([]string, error) {
+	dir := filepath.Join(a.o.RepoDir, "archive")
+	used := []string{"e", dir}
+	for level := range 3 { // the stanza, its newest cluster, that one's newest directory of WAL
+		entries, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			break // not made yet, or expired since it was listed
+		}
+		if err != nil {
+			return nil, err
+		}
+		next := stanza
+		if level > 0 {
+			used = append(used, readable(dir, entries)...)
+			next = newest(entries)
+		}
+		if next == "" {
+			break
+		}
+		dir = filepath.Join(dir, next)
+		used = append(used, "e", dir)
+		if level > 0 {
+			used = append(used, "w", dir)
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	used = append(used, readable(dir, entries)...)
+	if a.o.Tool != nil {
+		used = append(used, "w", filepath.Join(a.o.RepoDir, "backup", stanza))
+	}
+	return used, nil
+}
+
+// readable wants the last few files of a directory to be read: names of WAL grow, so they are the newest.
+func readable(dir string, entries []fs.DirEntry) (used []string) {
+	const few = 20
+	for _, e := range entries[max(0, len(entries)-few):] {
+		if !e.IsDir() {
+			used = append(used, "r", filepath.Join(dir, e.Name()))
+		}
+	}
+	return used
+}
+
+// newest is the directory whose name is the latest: of clusters, 15-2 before 15-10; of WAL, by its number.
+func newest(entries []fs.DirEntry) (name string) {
+	for _, e := range entries {
+		if _, number, _ := strings.Cut(e.Name(), "-"); e.IsDir() {
+			_, best, _ := strings.Cut(name, "-")
+			if len(number) > len(best) || len(number) == len(best) && number >= best {
+				name = e.Name()
 			}
 		}
 	}
-	args := []string{"-c", enterScript, "sh"}
-	for _, dir := range dirs {
-		args = append(args, downTo(dir)...)
-	}
-	cmd := exec.CommandContext(ctx, "/bin/sh", args...)
-	var out bytes.Buffer
-	cmd.Dir, cmd.Env, cmd.Stdout = "/", []string{"LC_ALL=C"}, &out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
-	err := cmd.Run()
-	var ended *exec.ExitError
-	if errors.As(err, &ended) && ended.ExitCode() == 9 {
-		return fmt.Errorf("PostgreSQL's user %s cannot enter %s, so archive_command and restore_command could not reach the repository: run: chmod o+x %s", name, out.String(), out.String())
-	}
-	return wrap(err, "look for directories that the user %s cannot enter", name)
+	return name
 }
 
 // downTo lists the directories from below the root to dir, as far as they exist.

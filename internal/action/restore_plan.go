@@ -446,7 +446,7 @@ func (p *RestorePlan) checkArchive(ctx context.Context, c Cluster) error {
 	if err := p.a.checkTool(c); err != nil {
 		return err
 	}
-	if err := p.a.checkReach(ctx, c, p.a.o.RepoDir, p.a.o.TempDir); err != nil {
+	if err := p.a.checkReach(ctx, c, p.a.o.TempDir); err != nil {
 		return err
 	}
 	if p.Set.Mode == catalog.Apart && !p.fromStore() { // it is the one that the backup is in

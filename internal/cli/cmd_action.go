@@ -166,6 +166,9 @@ func restoreAll(ctx context.Context, env *Env, f actionFlags, rf restoreFlags) e
 	if rf.giveBack {
 		done, err := w.app.GiveBack(ctx)
 		l.done()
+		if err == nil && f.json {
+			return env.printJSON(map[string]bool{"given_back": done})
+		}
 		if err == nil && !done {
 			_, err = fmt.Fprintln(env.Stdout, "no restore was interrupted: nothing to give back")
 		} else if err == nil {

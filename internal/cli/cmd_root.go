@@ -4,14 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
-	"strings"
 
 	"github.com/spf13/cobra"
-
-	"holdfast/internal/conf"
-	"holdfast/internal/durable"
-	"holdfast/internal/instance"
 )
 
 // root is what every command of the tree shares.
@@ -63,10 +57,7 @@ exit codes: ` + exitHelp(),
 	c.PersistentFlags().StringVar(&r.f.root, "root", "", "the instance's root directory (else HOLDFAST_ROOT, else /)")
 	c.PersistentFlags().BoolVar(&r.f.json, "json", false, "print one JSON document")
 	c.AddCommand(r.initCommand(), r.shellCommand(), r.startCommand(), r.stopCommand(), r.statusCommand(), r.confCommand(), r.backupCommand(), r.restoreCommand(), r.enableCommand(),
-		r.setsCommand(), r.pgCommand(), r.repoCommand(), &cobra.Command{Use: "version", Short: "print the program's version", Args: noArgs, RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintln(r.env.Stdout, programVersion())
-			return err
-		}})
+		r.setsCommand(), r.pgCommand(), r.repoCommand(), r.versionCommand())
 	return group(c)
 }
 
@@ -103,127 +94,6 @@ func exactArgs(n int, what string) cobra.PositionalArgs {
 		}
 		return nil
 	}
-}
-
-func (r *root) initCommand() *cobra.Command {
-	var o instance.InitOptions
-	c := &cobra.Command{Use: "init DATA_DISK BACKUP_DISK", Short: "lay an instance out, or complete one", Args: exactArgs(2, "DATA_DISK and BACKUP_DISK"),
-		Long: `Makes the directories, the parameter store and its key, the commands alation_conf, alation_action and holdfast,
-the init script and the constants file below --root (default: the host itself). Run again it repairs what is missing;
-it never touches parameters, data or anything that is not its own.`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			o.DataDisk, o.BackupDisk, o.Now, o.Binary = args[0], args[1], r.env.Now(), r.env.Exe
-			o.Root = r.f.root
-			if o.Root == "" {
-				o.Root = r.env.Getenv("HOLDFAST_ROOT")
-			}
-			if o.Root == "" {
-				o.Root = "/"
-			}
-			o.CreateStore = func(ctx context.Context, in *instance.Instance, owner *durable.Owner) error {
-				var pairs []conf.Pair
-				if in.HostPaths() {
-					pairs = conf.HostDefaults(in.DataDir(), in.BackupDir())
-				}
-				return conf.NewStore(conf.Options{Path: in.ConfPath(), KeyPath: in.KeyPath(), Owner: owner}).Create(ctx, pairs)
-			}
-			res, err := instance.Init(cmd.Context(), o)
-			if err != nil {
-				return err
-			}
-			for _, k := range res.Kept {
-				fmt.Fprintf(r.env.Stderr, "warning: %s is not ours and stays as it is\n", k)
-			}
-			what := "completed"
-			if res.New {
-				what = "made"
-			}
-			_, err = fmt.Fprintf(r.env.Stdout, "instance %s %s; enter it: %s/etc/init.d/alation shell\n", res.Instance.Dir(), what, strings.TrimSuffix(res.Instance.Dir(), "/"))
-			return err
-		}}
-	f := c.Flags()
-	f.StringVar(&o.State, "state", "", "with the root /: directory of Holdfast's own files")
-	f.StringVar(&o.User, "user", "", "the instance's user (default: alation if it exists, else you)")
-	f.StringVar(&o.Version, "app-version", "", "version of the application, major.minor.patch.build")
-	f.StringVar(&o.HostScript, "host-script", "", "also install the init script at this path, e.g. /etc/init.d/alation")
-	f.BoolVar(&o.AdoptDisks, "adopt-disks", false, "take over disks that carry another instance's mark")
-	return c
-}
-
-func (r *root) shellCommand() *cobra.Command {
-	var command string
-	c := &cobra.Command{Use: "shell", Short: "enter the Alation shell", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		in, err := openInstance(r.env, r.f.root)
-		if err != nil {
-			return err
-		}
-		sc, err := in.ShellCommand(instance.ShellOptions{Command: command, Interactive: r.env.StdinTerminal, Env: r.env.Environ()})
-		if err != nil {
-			return err
-		}
-		x := sc.Cmd(cmd.Context())
-		x.Stdin, x.Stdout, x.Stderr = r.env.Stdin, r.env.Stdout, r.env.Stderr
-		err = x.Run()
-		var exit *exec.ExitError
-		if errors.As(err, &exit) && exit.ExitCode() >= 0 {
-			return &shellExit{exit.ExitCode()}
-		}
-		return err
-	}}
-	c.Flags().StringVarP(&command, "command", "c", "", "run this command in the shell and return")
-	return c
-}
-
-func (r *root) startCommand() *cobra.Command {
-	return &cobra.Command{Use: "start", Short: "attach the instance's disks", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		in, err := openInstance(r.env, r.f.root)
-		if err != nil {
-			return err
-		}
-		return in.Start(cmd.Context())
-	}}
-}
-
-func (r *root) stopCommand() *cobra.Command {
-	return &cobra.Command{Use: "stop", Short: "detach the instance's disks", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		in, err := openInstance(r.env, r.f.root)
-		if err != nil {
-			return err
-		}
-		return in.Stop(cmd.Context())
-	}}
-}
-
-func (r *root) statusCommand() *cobra.Command {
-	return &cobra.Command{Use: "status", Short: "show the instance, its disks and its newest set", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		l := newListener(r.env, r.f.json, nil)
-		w, err := openApp(r.env, r.f.root, l)
-		if err != nil {
-			return err
-		}
-		sets, _, err := w.app.Sets(cmd.Context())
-		if err != nil {
-			return err
-		}
-		data, backup := w.in.Disks()
-		var p page
-		p.f("instance %s, user %s\ndata disk %s, backup disk %s\n", w.in.Dir(), w.in.User(), orIn(data, w.in.DataDir()), orIn(backup, w.in.BackupDir()))
-		if len(sets) == 0 {
-			p.f("no backup set yet: alation_action backup_all\n")
-		} else {
-			s := sets[len(sets)-1]
-			p.f("newest set %s: %s\n", s.ID, s.State)
-			p.copyOf(s)
-		}
-		return p.to(r.env.Stdout)
-	}}
-}
-
-func orIn(v, other string) string {
-	if v == "" {
-		return other
-	}
-	return v
 }
 
 func (r *root) confCommand() *cobra.Command {

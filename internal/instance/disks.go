@@ -80,6 +80,24 @@ func (i *Instance) Ready() error {
 	return errors.Join(i.checkDisk(dataRole), i.checkDisk(backupRole))
 }
 
+// DiskState says how one disk stands.
+type DiskState struct {
+	Backup  bool   // the backup disk; else the data disk
+	Source  string // host directory; At if it is a plain directory of the instance
+	At      string // where the instance sees it
+	Problem error  // why it is not attached; nil: it is
+}
+
+// DiskStates looks at the data disk and the backup disk, in this order.
+func (i *Instance) DiskStates() []DiskState {
+	var all []DiskState
+	for _, r := range []role{dataRole, backupRole} {
+		d := i.disk(r)
+		all = append(all, DiskState{Backup: r == backupRole, Source: d.source, At: d.at, Problem: i.checkDisk(r)})
+	}
+	return all
+}
+
 func (i *Instance) checkDisk(r role) error {
 	d := i.disk(r)
 	id, err := readDisk(d.at)

@@ -13,7 +13,9 @@ const ours = "# written by `holdfast init`"
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // initScript renders etc/init.d/alation. It carries the root, so that a copy or link at /etc/init.d/alation of the host
-// works too; inside a chroot the root is "/", which it notices by the program. Every verb is a holdfast command.
+// works too; inside a chroot the root is "/", which it notices by the program. Every verb is a holdfast command. Exit codes of
+// status, start, stop and restart are those of the Linux Standard Base (LSB Core 5.0, "Init Script Actions");
+// init and shell end with those of the command.
 func (i *Instance) initScript() []byte {
 	where := `--root "$HOLDFAST_ROOT"`
 	if i.m.HostPaths {
@@ -35,23 +37,54 @@ root=%s
 HOLDFAST_ROOT=${root:-/}
 export HOLDFAST_ROOT
 program=$root/usr/local/lib/holdfast/holdfast
+verbs="start | stop | restart | force-reload | status | shell [-c COMMAND]"
+say() {
+	echo "$0: $*" >&2
+}
 usage() {
-	echo "usage: $0 init DATA_DISK BACKUP_DISK | start | stop | restart | status | shell [-c COMMAND]" >&2
+	echo "usage: $0 init DATA_DISK BACKUP_DISK | $verbs" >&2
 	exit 2
+}
+# run VERB: what the Linux Standard Base has a code of its own for gets it.
+run() {
+	"$program" "$@"
+	code=$?
+	[ "$code" -ne 5 ] || code=6 # there is no instance: not configured
+	return "$code"
 }
 [ $# -ge 1 ] || usage
 verb=$1
 shift
+if [ ! -x "$program" ]; then
+	say "$program is not installed"
+	[ "$verb" != status ] || exit 4
+	exit 5
+fi
 case $verb in
 init)
 	[ $# -ge 2 ] || usage
 	exec "$program" init "$@" %s
 	;;
-start | stop | status | shell)
-	exec "$program" "$verb" --root "$HOLDFAST_ROOT" "$@"
+shell)
+	exec "$program" shell --root "$HOLDFAST_ROOT" "$@"
 	;;
-restart)
-	"$program" stop --root "$HOLDFAST_ROOT" && exec "$program" start --root "$HOLDFAST_ROOT"
+start | stop)
+	run "$verb" --root "$HOLDFAST_ROOT" "$@"
+	;;
+restart | force-reload)
+	run stop --root "$HOLDFAST_ROOT" "$@" && run start --root "$HOLDFAST_ROOT" "$@"
+	;;
+status)
+	"$program" status --root "$HOLDFAST_ROOT" "$@"
+	code=$?
+	case $code in
+	0 | 3) exit "$code" ;; # 3: not running, which is a disk that is not attached
+	*) exit 4 ;;           # not known
+	esac
+	;;
+reload | try-restart)
+	say "$verb is not done; there are: $verbs"
+	exit 3
 	;;
 *)
 	usage

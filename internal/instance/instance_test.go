@@ -339,14 +339,3 @@ func TestScriptsParse(t *testing.T) {
 		}
 	}
 }
-
-func TestInitScriptRefusesBadUse(t *testing.T) {
-	i := mustInit(t, options(t)).Instance
-	for _, args := range [][]string{{}, {"dance"}, {"init", "one"}} {
-		err := exec.Command(i.own("etc/init.d/alation"), args...).Run()
-		var exit *exec.ExitError
-		if !errors.As(err, &exit) || exit.ExitCode() != 2 {
-			t.Errorf("%q: %v", args, err)
-		}
-	}
-}

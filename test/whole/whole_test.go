@@ -94,6 +94,12 @@ func newWorldAndBus(t *testing.T, apart bool, conf ...string) (*world.World, *bu
 // newWorldOn is newWorld on an event bus of the caller's.
 func newWorldOn(t *testing.T, brokers []string, apart bool, conf ...string) *world.World {
 	t.Helper()
+	return fill(t, startWorld(t, world.Options{Brokers: brokers, Apart: apart, Conf: conf}))
+}
+
+// startWorld makes an empty application that ends with the test.
+func startWorld(t *testing.T, o world.Options) *world.World {
+	t.Helper()
 	bin, err := built()
 	if err != nil {
 		t.Fatal(err)
@@ -102,7 +108,8 @@ func newWorldOn(t *testing.T, brokers []string, apart bool, conf ...string) *wor
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := world.New(t.Context(), world.Options{Dir: dir, Bin: bin, Brokers: brokers, Apart: apart, Conf: conf})
+	o.Dir, o.Bin = dir, bin
+	w, err := world.New(t.Context(), o)
 	t.Cleanup(func() {
 		if w != nil {
 			if err := w.Close(context.Background()); err != nil {
@@ -116,6 +123,12 @@ func newWorldOn(t *testing.T, brokers []string, apart bool, conf ...string) *wor
 	if err != nil {
 		t.Fatal(err)
 	}
+	return w
+}
+
+// fill gives an application sample content.
+func fill(t *testing.T, w *world.World) *world.World {
+	t.Helper()
 	if err := errors.Join(w.Exec(t.Context(), "create table t as select g as id, md5(g::text) as h from generate_series(1, 20000) g", "create table ledger (n int)"), w.SampleFiles(), w.CreateTopic(t.Context(), "events", 2)); err != nil {
 		t.Fatal(err)
 	}
@@ -243,7 +256,7 @@ func roundTrip(t *testing.T, w *world.World) {
 			t.Errorf("tar: %v %s", err, out)
 		}
 	}
-	if left, err := os.ReadDir(filepath.Join(w.Root, "data2/tmp")); err != nil || len(left) > 0 {
+	if left, err := os.ReadDir(w.Temp); err != nil || len(left) > 0 {
 		t.Errorf("staging holds %v %v", left, err)
 	}
 	if _, err := os.Stat(filepath.Join(w.Repo, "backup", world.Stanza, "backup.info")); err != nil {
@@ -418,7 +431,7 @@ func TestDamage(t *testing.T) {
 	must(t, os.Rename(bus+".away", bus))
 	fails(t, w, 5, "different runs", "holdfast", "restore", "--file", app, "--eb-file", w.Dump+"/"+other.ID+"_alation_eb_backup.tar.gz", "--yes")
 	fails(t, w, 5, "not confirmed", "holdfast", "restore", "--file", app, "--eb-file", bus)
-	foreign := filepath.Join(w.Root, "data2/tmp/somebody")
+	foreign := filepath.Join(w.Temp, "somebody")
 	if err := os.WriteFile(foreign, []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -51,9 +51,16 @@ func (w *World) SampleFiles() error {
 		do(filepath.WalkDir(w.Files, func(path string, _ fs.DirEntry, err error) error {
 			return errors.Join(err, os.Lchown(path, int(w.owner.Uid), int(w.owner.Gid)))
 		}))
+	}
+	if w.owner != nil && !w.o.Host { // only root could restore these
 		do(os.Lchown(filepath.Join(w.Files, "part3/deep/file 3.txt"), 31001, 31002)) // a user that no host knows
 		do(os.Chmod(filepath.Join(w.Files, "part3/deep/file 3.txt"), 0o644))         // the instance's user backs up as well
 		do(os.Lchown(filepath.Join(w.Files, "link"), 31001, 31002))
+	}
+	if g := w.OtherGroup(); w.o.Host && g >= 0 {
+		for _, name := range []string{"part2", "part4/deep/file 4.txt", "link"} {
+			do(os.Lchown(filepath.Join(w.Files, name), -1, g))
+		}
 	}
 	// After the owners: a change of owner clears these bits.
 	do(os.Chmod(filepath.Join(w.Files, "part2"), 0o770|fs.ModeSetgid|fs.ModeSticky))

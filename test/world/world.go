@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -30,6 +31,9 @@ type Options struct {
 	Brokers []string // of the event bus; empty: the application has none
 	Conf    []string // further words for alation_conf: KEY -s VALUE …
 	Apart   bool     // the PostgreSQL backup is kept apart
+	// Host: no root of its own and no root user. Path parameters are the host's, Dir/state has the instance's own files, and
+	// everything is done by the server's user.
+	Host bool
 }
 
 // World is one application.
@@ -41,6 +45,7 @@ type World struct {
 	Port  int
 	Files string // the application's files
 	Dump  string // where tarballs land
+	Temp  string // staging
 	Repo  string // the repository in use
 	o     Options
 	owner *syscall.Credential // of PostgreSQL, when the caller is root
@@ -54,13 +59,8 @@ func New(ctx context.Context, o Options) (*World, error) {
 	if o.PGBin == "" {
 		o.PGBin = "/usr/lib/postgresql/15/bin"
 	}
-	w := &World{Dir: o.Dir, Root: filepath.Join(o.Dir, "root"), o: o}
-	w.Data, w.Sock = filepath.Join(w.Root, "data1/pgsql/data"), filepath.Join(w.Root, "run/pg")
-	w.Files, w.Dump = filepath.Join(w.Root, "data1/site_data"), filepath.Join(w.Root, "data2/backup")
-	w.Repo = filepath.Join(w.Dump, "pgbackrest")
-	if o.Apart {
-		w.Repo = filepath.Join(w.Root, "data2/pgbackrest")
-	}
+	w := &World{Dir: o.Dir, o: o}
+	w.place()
 	var err error
 	if w.Port, err = freePort(); err != nil {
 		return nil, err
@@ -68,22 +68,64 @@ func New(ctx context.Context, o Options) (*World, error) {
 	if err := w.findOwner(); err != nil {
 		return nil, err
 	}
-	for _, d := range []string{o.Dir, filepath.Join(o.Dir, "data"), filepath.Join(o.Dir, "backup")} {
-		if err := os.MkdirAll(d, 0o755); err != nil {
-			return nil, err
-		}
-		if err := os.Chmod(d, 0o755); err != nil { // the server's user must get through, whatever the umask
+	for _, d := range []string{o.Dir, w.disk("data"), w.disk("backup")} {
+		if err := w.openDir(d); err != nil {
 			return nil, err
 		}
 	}
-	args := []string{"init", filepath.Join(o.Dir, "data"), filepath.Join(o.Dir, "backup"), "--root", w.Root}
-	if w.owner != nil {
-		args = append(args, "--user", "postgres")
-	}
-	if _, err := w.Holdfast(ctx, args...); err != nil {
+	if _, err := w.Holdfast(ctx, w.initArgs()...); err != nil {
 		return nil, err
 	}
 	return w, w.begin(ctx)
+}
+
+// place says where everything is.
+func (w *World) place() {
+	data, backup := "data1", "data2"
+	w.Root = filepath.Join(w.Dir, "root")
+	if w.o.Host {
+		w.Root = filepath.Join(w.Dir, "state")
+		data, backup = "../data", "../backup"
+	}
+	in := func(elements ...string) string { return filepath.Join(append([]string{w.Root}, elements...)...) }
+	w.Data, w.Sock, w.Files = in(data, "pgsql/data"), in("run/pg"), in(data, "site_data")
+	w.Dump, w.Temp, w.Repo = in(backup, "backup"), in(backup, "tmp"), in(backup, "backup/pgbackrest")
+	if w.o.Apart {
+		w.Repo = in(backup, "pgbackrest")
+	}
+	if w.o.Host {
+		w.Sock = filepath.Join(w.Dir, "run")
+	}
+}
+
+// openDir makes a directory through which the server's user gets, whatever the umask; where there is no root user it is his.
+func (w *World) openDir(dir string) error {
+	if w.o.Host {
+		return w.MakeOwned(dir, 0o755)
+	}
+	return errors.Join(os.MkdirAll(dir, 0o755), os.Chmod(dir, 0o755))
+}
+
+func (w *World) disk(name string) string { return filepath.Join(w.Dir, name) }
+
+func (w *World) initArgs() []string {
+	args := []string{"init", w.disk("data"), w.disk("backup")}
+	if w.o.Host {
+		return append(args, "--root", "/", "--state", w.Root)
+	}
+	args = append(args, "--root", w.Root)
+	if w.owner != nil {
+		args = append(args, "--user", "postgres")
+	}
+	return args
+}
+
+// inside is a path as the instance's parameters name it.
+func (w *World) inside(path string) string {
+	if w.o.Host {
+		return path
+	}
+	return strings.TrimPrefix(path, w.Root)
 }
 
 func (w *World) begin(ctx context.Context) error {
@@ -98,7 +140,7 @@ func (w *World) begin(ctx context.Context) error {
 	if err := w.StartServer(ctx); err != nil {
 		return err
 	}
-	conf := []string{"pgsql.clusters", "-s", fmt.Sprintf("%s:data=/data1/pgsql/data,host=/run/pg,port=%d,user=postgres", Stanza, w.Port),
+	conf := []string{"pgsql.clusters", "-s", fmt.Sprintf("%s:data=%s,host=%s,port=%d,user=postgres", Stanza, w.inside(w.Data), w.inside(w.Sock), w.Port),
 		"alation.backup_v2.pgbackup_compression", "-s", map[bool]string{true: "False", false: "True"}[w.o.Apart],
 		"eventbus.enabled", "-s", map[bool]string{true: "True", false: "False"}[len(w.o.Brokers) > 0]}
 	if len(w.o.Brokers) > 0 {
@@ -122,7 +164,36 @@ func (w *World) findOwner() error {
 	uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
 	gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
 	w.owner = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
+	if w.o.Host { // as at a login
+		ids, err := u.GroupIds()
+		if err != nil {
+			return err
+		}
+		for _, id := range ids {
+			n, err := strconv.ParseUint(id, 10, 32)
+			if err != nil {
+				return err
+			}
+			w.owner.Groups = append(w.owner.Groups, uint32(n))
+		}
+	}
 	return errors.Join(err1, err2)
+}
+
+// OtherGroup is a group of the server's user that is not its first; -1: it has none.
+func (w *World) OtherGroup() int {
+	own := os.Getegid()
+	groups, err := os.Getgroups()
+	if w.owner != nil {
+		own, groups = int(w.owner.Gid), nil
+		for _, g := range w.owner.Groups {
+			groups = append(groups, int(g))
+		}
+	}
+	if i := slices.IndexFunc(groups, func(g int) bool { return g != own }); err == nil && i >= 0 {
+		return groups[i]
+	}
+	return -1
 }
 
 func (w *World) mkdir(dir string) error {
@@ -207,7 +278,19 @@ func (w *World) Command(ctx context.Context, name string, args ...string) *exec.
 	cmd := exec.CommandContext(ctx, w.o.Bin, args...)
 	cmd.Args[0] = name
 	cmd.Env = append(os.Environ(), "HOLDFAST_ROOT="+w.Root)
+	if w.o.Host {
+		w.AsOwner(cmd)
+	}
 	return cmd
+}
+
+// AsOwner makes a command one of the server's user, with all groups of that user. Nothing changes if the caller is no root.
+func (w *World) AsOwner(cmd *exec.Cmd) {
+	cmd.Dir = w.Dir
+	if w.owner != nil {
+		cmd.Env = append(cmd.Env, "HOME="+w.Dir)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: w.owner}
+	}
 }
 
 // As runs the program under one of its names; an exit code other than 0 and 3 (done with warnings) is an error.
