@@ -94,6 +94,9 @@ func (a *App) planCluster(ctx context.Context, c Cluster, st storage.Storage) (*
 	if err := a.checkTool(c); err != nil {
 		return nil, err
 	}
+	if err := a.checkReach(ctx, c); err != nil {
+		return nil, err
+	}
 	s, err := a.stanza(c.Stanza, st)
 	if err != nil {
 		return nil, err

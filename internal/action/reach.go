@@ -125,8 +125,8 @@ func (a *App) usedOfArchive(stanza string) ([]string, error) {
 	used := []string{"e", dir}
 	for level := range 3 { // the stanza, its newest cluster, that one's newest directory of WAL
 		entries, err := os.ReadDir(dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			break // not made yet, or expired since it was listed
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+			break // not made yet, or expired since it was listed; what this user can't read, the script names
 		}
 		if err != nil {
 			return nil, err
@@ -146,7 +146,7 @@ func (a *App) usedOfArchive(stanza string) ([]string, error) {
 		}
 	}
 	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
 		return nil, err
 	}
 	used = append(used, readable(dir, entries)...)
