@@ -23,6 +23,7 @@ type listener struct {
 
 	total, moved atomic.Int64
 	began        atomic.Int64 // Unix nanoseconds
+	files        atomic.Int64 // complete since the last step
 
 	mu       sync.Mutex
 	step     string
@@ -32,7 +33,7 @@ type listener struct {
 }
 
 // newListener listens for one command. Tests that die at a step set HOLDFAST_TEST_KILL_AT=verb:name, those that change the
-// world at a step HOLDFAST_TEST_STOP_AT=verb:name.
+// world at a step HOLDFAST_TEST_STOP_AT=verb:name. verb:file-N is when N files of a step are complete.
 func newListener(env *Env, json bool, logs func(string)) *listener {
 	if logs == nil {
 		logs = func(string) {}
@@ -53,6 +54,10 @@ func (l *listener) on(e engine.Event) {
 		l.line(progressLine{Event: "amount", Verb: e.Verb, Files: e.Files, Total: e.Bytes})
 	case engine.Step:
 		l.onStep(e)
+	case engine.FileDone:
+		if n := l.files.Add(1); l.killAt != "" || l.stopAt != "" {
+			l.at(fmt.Sprintf("%s:file-%d", e.Verb, n))
+		}
 	case engine.Warning:
 		l.mu.Lock()
 		l.warnings = append(l.warnings, e.Text)
@@ -73,13 +78,19 @@ func (l *listener) onStep(e engine.Step) {
 	l.total.Store(0)
 	l.mu.Unlock()
 	l.line(progressLine{Event: "step", Verb: e.Verb, Name: e.Name, Detail: e.Detail})
-	switch e.Verb + ":" + e.Name {
+	l.files.Store(0)
+	l.at(e.Verb + ":" + e.Name)
+	l.draw(true)
+}
+
+// at is where a test may want the process to die or to stand still.
+func (l *listener) at(step string) {
+	switch step {
 	case l.killAt:
 		l.env.Kill()
 	case l.stopAt:
 		l.env.Stop()
 	}
-	l.draw(true)
 }
 
 // draw rewrites the progress line, at most five times a second.

@@ -117,15 +117,16 @@ func tarballsOf(t *testing.T, w *world.World, s set) []string {
 	return nil
 }
 
-// TestServerDies kills PostgreSQL under a run, at each step that needs it: the run says so, and the next one works.
+// TestServerDies kills PostgreSQL under a run, at each step that needs it and amid those that take long: copying, and waiting
+// for WAL. The run says so, and the next one works.
 func TestServerDies(t *testing.T) {
 	for mode, apart := range map[string]bool{"included": false, "apart": true} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, apart)
+			w := newWorld(t, apart, "pgsql.pgbackrest.archive_timeout", "-s", "5")
 			want := prove(t, w)
 			first := backup(t, w)
-			for _, step := range []string{"backup:start", "backup:copy", "backup:stop", "backup_all:recovery-point", "backup_all:wal"} {
+			for _, step := range []string{"backup:start", "backup:copy", "backup:file-10", "backup:file-500", "backup:stop", "backup:wal", "backup_all:recovery-point", "backup_all:wal"} {
 				p := paused(t, w, step, "alation_action", "backup_all")
 				must(t, w.StopServer(t.Context(), "immediate"))
 				out, err := p.Resume()
