@@ -116,14 +116,14 @@ func (w *fileWork) run(ctx context.Context) (gone bool, err error) {
 		}
 	}
 	size, sum := w.blockSize(w.f, w.prior)
-	if size > 0 {
-		return false, w.storeBlocks(ctx, size, sum)
-	}
-	if w.compare {
+	if w.compare && (size == 0 || w.prior.BlockMapSize == 0) { // with a map the blocks are compared as they are read
 		same, err := w.unchanged(ctx)
 		if err != nil || same {
 			return false, err
 		}
+	}
+	if size > 0 {
+		return false, w.storeBlocks(ctx, size, sum)
 	}
 	return false, w.storeWhole(ctx)
 }

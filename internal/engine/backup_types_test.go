@@ -34,10 +34,11 @@ func (r *rig) holds(st storage.Storage, l repo.Label) {
 	}
 }
 
-// age gives every file of the data directory a time stamp well in the past.
+// age gives every file of the data directory a time stamp well in the past, counted from the rig's beginning: the same age
+// twice is the same time stamp.
 func (r *rig) age(d time.Duration) {
 	r.t.Helper()
-	at := time.Now().Add(-d).Truncate(time.Second)
+	at := r.began.Add(-d).Truncate(time.Second)
 	must(r.t, filepath.WalkDir(r.server.dir, func(p string, e os.DirEntry, err error) error {
 		if err == nil && e.Type().IsRegular() {
 			err = os.Chtimes(p, at, at)
@@ -119,6 +120,34 @@ func TestTouchedButEqual(t *testing.T) {
 		if f.Timestamp != info.ModTime().Unix() { // or it would be read again by every later backup
 			t.Errorf("%s has the time stamp of the backup before", f.Name)
 		}
+	}
+}
+
+// TestEqualWithoutMap: a file that an earlier backup stored without a block map is not stored again while it is unchanged, only
+// because block incremental is on by now.
+func TestEqualWithoutMap(t *testing.T) {
+	for name, o := range map[string]engine.BackupOptions{"touched": {}, "delta": {Delta: true}} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, 15)
+			m := storage.NewMem(nil)
+			must(t, r.create(t.Context(), m))
+			const file = "base/16384/2000"
+			r.touch(file, scribble(1, 90_000), 20*time.Hour)
+			full, _ := r.mustBackup(m, engine.BackupOptions{})
+			r.touch(file, scribble(1, 90_000), 3*time.Hour)
+			o.Type, o.Bundle, o.Block = repo.Incr, true, true
+			res, im := r.mustBackup(m, o)
+			if f := im.File("pg_data/" + file); f.Reference != full.Label {
+				t.Errorf("%s is stored again: %+v", f.Name, f)
+			}
+			r.touch(file, scribble(2, 90_000), time.Hour)
+			res, im = r.mustBackup(m, o)
+			if f := im.File("pg_data/" + file); f.Reference != "" || f.BlockMapSize == 0 {
+				t.Errorf("%s has changed and is not stored in blocks: %+v", f.Name, f)
+			}
+			r.holds(m, res.Label)
+			must(t, r.verified(m))
+		})
 	}
 }
 

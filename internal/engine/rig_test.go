@@ -53,6 +53,7 @@ type rig struct {
 	server  *fakeServer
 	control pg.Control
 	pass    repo.Secret // of the repository
+	began   time.Time
 
 	archiving func(file string) error // archive_command, when it is not Push
 
@@ -61,7 +62,7 @@ type rig struct {
 }
 
 func newRig(t testing.TB, version pg.Version) *rig {
-	r := &rig{t: t, server: newFakeServer(t, version), pass: "rig-pass"}
+	r := &rig{t: t, server: newFakeServer(t, version), pass: "rig-pass", began: time.Now()}
 	c, _, err := pg.ReadControl(t.Context(), r.server.dir)
 	must(t, err)
 	r.control = c
