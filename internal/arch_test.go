@@ -33,7 +33,7 @@ var allowed = map[string][]string{
 	"cmd/holdfast": {"internal/cli"},
 	"internal/cli": {
 		"internal/web", "internal/action", "internal/eventbus", "internal/engine", "internal/repo", "internal/catalog",
-		"internal/storage", "internal/storage/s3", "internal/pg", "internal/tarball", "internal/instance", "internal/schedule", "internal/conf",
+		"internal/storage", "internal/storage/s3", "internal/storage/gcs", "internal/storage/azure", "internal/storage/sftp", "internal/pg", "internal/tarball", "internal/instance", "internal/schedule", "internal/conf",
 		"internal/notify", "internal/durable", "internal/backrest",
 	},
 	"internal/backrest": {},

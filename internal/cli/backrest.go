@@ -182,8 +182,9 @@ func (r *backrestRun) storage(key int) (storage.Storage, error) {
 
 // storageFor opens it for another owner of new files.
 func (r *backrestRun) storageFor(key int, owner *durable.Owner) (storage.Storage, error) {
-	if r.umask != 0 && r.c.String("repo-type", key) == "posix" {
-		return storage.NewPosix(r.c.String("repo-path", key), storage.PosixOptions{Owner: owner, FileMode: 0o640 &^ fs.FileMode(r.umask), DirMode: 0o750 &^ fs.FileMode(r.umask)})
+	if kind := r.c.String("repo-type", key); r.umask != 0 && isDirectory(kind) {
+		return openPosixAs(r.c.String("repo-path", key), storage.PosixOptions{Owner: owner, Mount: kind == "cifs",
+			FileMode: 0o640 &^ fs.FileMode(r.umask), DirMode: 0o750 &^ fs.FileMode(r.umask)})
 	}
 	return openRepo(r.env, r.c, key, owner)
 }
@@ -199,7 +200,7 @@ func (r *backrestRun) owner(key int) *durable.Owner {
 			at = append(at, action.Cluster{DataDir: d})
 		}
 	}
-	if r.c.String("repo-type", key) != "posix" {
+	if !isDirectory(r.c.String("repo-type", key)) {
 		return repositoryOwner(at, postgresUser()) // of lock files; nobody owns a bucket here
 	}
 	return repositoryOwner(append(at, action.Cluster{DataDir: r.c.String("repo-path", key)}), nil)

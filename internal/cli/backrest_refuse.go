@@ -25,9 +25,6 @@ var refusedOptions = []struct {
 }{
 	{"pg-host-*", "", "PostgreSQL on another host is reached by its own protocol, at pg1-port as pg1-user; remove the option"},
 	{"repo-host*", "", "run the command on the host that has the repository, or mount the repository here and set repo1-path"},
-	{"repo-azure-*", "", mountInstead},
-	{"repo-gcs-*", "", mountInstead},
-	{"repo-sftp-*", "", mountInstead},
 	{"tls-server-*", "", "there is no server; commands work on the host they are run on"},
 	{"cipher-pass", "", "the passphrase is found by the kind of the file; remove the option"},
 	{"lock", "", "it is internal to pgbackrest; remove the option"},
@@ -39,9 +36,6 @@ var refusedOptions = []struct {
 	{"report", "", "it is internal to pgbackrest; remove the option"},
 }
 
-// mountInstead is what helps where we have no adapter.
-const mountInstead = "mount the storage as a directory and set repo1-type=posix"
-
 // refuse names the first option of c that we do not do. Options of a repository that the command leaves alone do not count.
 func refuse(c *backrest.Config) error {
 	if name := c.Command.String(); slices.Contains(refusedCommands, name) {
@@ -50,9 +44,6 @@ func refuse(c *backrest.Config) error {
 	for _, g := range c.Given() {
 		if strings.HasPrefix(g.Name, "repo-") && !slices.Contains(repoKeys(c), g.Key) {
 			continue
-		}
-		if g.Name == "repo-type" && !slices.Contains(repoKinds, g.Text) {
-			return refusal(g, mountInstead)
 		}
 		for _, r := range refusedOptions {
 			prefix, family := strings.CutSuffix(r.name, "*")

@@ -177,7 +177,7 @@ func (r *backrestRun) planRestore(ctx context.Context, key int, o engine.Restore
 	if os.Geteuid() == 0 {
 		o.Owners = true
 		owner := postgresUser()
-		if r.c.String("repo-type", key) == "posix" {
+		if isDirectory(r.c.String("repo-type", key)) {
 			owner = repositoryOwner([]action.Cluster{{DataDir: r.c.String("repo-path", key)}}, &durable.Owner{})
 		}
 		if owner != nil {

@@ -20,7 +20,10 @@ import (
 )
 
 // repoKinds are the values of repo-type that openRepo has an adapter for.
-var repoKinds = []string{"posix", "s3"}
+var repoKinds = []string{"azure", "cifs", "gcs", "posix", "s3", "sftp"}
+
+// isDirectory says whether a repo-type is a directory of this host, perhaps a mounted one.
+func isDirectory(kind string) bool { return kind == "posix" || kind == "cifs" }
 
 // openRepo opens the repository that c knows under the number key: the one place that chooses between the kinds of
 // storage. What holdfast pg was given as flags and what stands in pgBackRest's configuration both come as a Config. owner
@@ -28,15 +31,27 @@ var repoKinds = []string{"posix", "s3"}
 func openRepo(env *Env, c *backrest.Config, key int, owner *durable.Owner) (storage.Storage, error) {
 	kind := c.String("repo-type", key)
 	if at := c.String("repo-target-time", key); at != "" && kind != "s3" {
-		return nil, &usageError{fmt.Sprintf("repo%d-target-time: a repository of the type %s has no versions of its objects; mount a snapshot of it and set repo%d-path", key, kind, key)}
+		instead := fmt.Sprintf("a repository of the type %s has no versions of its objects; mount a snapshot of it and set repo%d-path", kind, key)
+		if !isDirectory(kind) {
+			instead = fmt.Sprintf("earlier versions are read of a bucket of the type s3 only; bring the objects of that time to a directory with the store's own tool and set repo%d-path", key)
+		}
+		return nil, &usageError{fmt.Sprintf("repo%d-target-time: %s", key, instead)}
 	}
 	switch kind {
 	case "posix":
 		return openPosix(c.String("repo-path", key), owner)
+	case "cifs":
+		return openPosixAs(c.String("repo-path", key), storage.PosixOptions{Owner: owner, Mount: true})
 	case "s3":
 		return openS3(env, c, key)
+	case "gcs":
+		return openGCS(c, key)
+	case "azure":
+		return openAzure(c, key)
+	case "sftp":
+		return openSFTP(env, c, key)
 	}
-	return nil, &usageError{fmt.Sprintf("repo%d-type=%s is not done by this version; %s", key, kind, mountInstead)}
+	return nil, &usageError{fmt.Sprintf("repo%d-type=%s is not known; use one of %s", key, kind, strings.Join(repoKinds, ", "))}
 }
 
 // openS3 opens a repository in a bucket.
@@ -97,7 +112,7 @@ func storageHost(c *backrest.Config, key int) (string, error) {
 			port = "443"
 		}
 	}
-	if slices.ContainsFunc(c.Given(), func(g backrest.Given) bool { return g.Name == "repo-storage-port" && g.Key == key }) {
+	if given(c, "repo-storage-port", key) {
 		port = c.String("repo-storage-port", key)
 	}
 	if host == "" && port == "" {
@@ -123,7 +138,14 @@ func parseMoment(text string) (time.Time, error) {
 // repoHelp is what the flags of a repository that is not a directory say of themselves. The names are those of
 // pgBackRest's table, without "repo1-" and the secrets, which are never on a command line.
 var repoHelp = []struct{ name, help string }{
-	{"type", "posix (a directory) or s3"},
+	{"type", "posix (a directory), cifs (a mounted directory), s3, gcs, azure or sftp"},
+	{"azure-container", "container of the repository; the account is PGBACKREST_REPO1_AZURE_ACCOUNT"},
+	{"azure-key-type", "shared, sas or auto (the machine's managed identity)"},
+	{"azure-uri-style", "host, or path for the account's name in the path of URLs"},
+	{"gcs-bucket", "bucket of the repository; the service account's key file is PGBACKREST_REPO1_GCS_KEY"},
+	{"gcs-endpoint", "host of the store, host:port or URL (default: Google's)"},
+	{"gcs-key-type", "service (a key file), token or auto (the machine's service account)"},
+	{"gcs-user-project", "project that pays for the requests"},
 	{"s3-bucket", "bucket of the repository; --repo1-path is a path in it"},
 	{"s3-endpoint", "host of the store, host:port or URL (default: AWS's for the region)"},
 	{"s3-region", "region of the bucket"},
@@ -138,6 +160,15 @@ var repoHelp = []struct{ name, help string }{
 	{"s3-requester-pays", "we pay for the requests"},
 	{"s3-object-lock-mode", "governance or compliance: nobody removes what is written for the period"},
 	{"s3-object-lock-period", "how long, for instance 30d"},
+	{"sftp-host", "host of the repository"},
+	{"sftp-host-fingerprint", "fingerprint that the host's key must have, as ssh-keygen -l prints it"},
+	{"sftp-host-key-check-type", "strict (the host is in a known-hosts file), accept-new, fingerprint or none"},
+	{"sftp-host-key-hash-type", "hash of the fingerprint: md5, sha1 or sha256"},
+	{"sftp-host-port", "port of the host"},
+	{"sftp-host-user", "user on the host"},
+	{"sftp-known-host", "known-hosts file; may be repeated (default: those of the user and of the host)"},
+	{"sftp-private-key-file", "private key (default: those of the agent)"},
+	{"sftp-public-key-file", "public key, needed when it is a certificate"},
 	{"storage-host", "host to connect to instead of the endpoint"},
 	{"storage-port", "port to connect to"},
 	{"storage-ca-file", "file of the certificates to trust"},
@@ -255,7 +286,7 @@ func (f *stanzaFlags) source(env *Env, c *backrest.Config, key int) (s source, e
 	dirs := []string{f.pgPath}
 	if c == nil {
 		dirs = append(dirs, f.repoPath)
-	} else if c.String("repo-type", key) == "posix" {
+	} else if isDirectory(c.String("repo-type", key)) {
 		dirs = append(dirs, c.String("repo-path", key))
 	}
 	for _, dir := range dirs {

@@ -127,10 +127,15 @@ func (w *wired) programPath(env *Env) string {
 
 // openPosix opens a repository directory; owner nil: this process's own.
 func openPosix(dir string, owner *durable.Owner) (storage.Storage, error) {
+	return openPosixAs(dir, storage.PosixOptions{Owner: owner})
+}
+
+// openPosixAs opens one whose files are made in a way of their own. Only root gives files away.
+func openPosixAs(dir string, o storage.PosixOptions) (storage.Storage, error) {
 	if os.Geteuid() != 0 {
-		owner = nil
+		o.Owner = nil
 	}
-	return storage.NewPosix(dir, storage.PosixOptions{Owner: owner})
+	return storage.NewPosix(dir, o)
 }
 
 // repositoryOwner: archive-push runs as PostgreSQL's user and has to write where we do.

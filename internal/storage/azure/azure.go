@@ -20,6 +20,7 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -65,12 +66,11 @@ type Options struct {
 	Account       string            // repo-azure-account
 	Container     string            // repo-azure-container
 	Prefix        string            // repo-path: what comes before every name in the container
-	Endpoint      string            // repo-azure-endpoint: a host; "" = blob.core.windows.net
+	Endpoint      string            // repo-azure-endpoint or repo-storage-host: host, host:port, or a URL (http:// for a server of a test); "" = blob.core.windows.net
+	Port          int               // repo-storage-port, in place of the endpoint's; 0: that one, or 443
 	URIStyle      string            // repo-azure-uri-style; "" = host
 	KeyType       string            // repo-azure-key-type; "" = shared
 	Key           storage.Secret    // repo-azure-key
-	Host          string            // repo-storage-host: connect here instead of the endpoint
-	Port          int               // repo-storage-port; 0: 443
 	CAFile        string            // repo-storage-ca-file
 	CAPath        string            // repo-storage-ca-path
 	SkipVerifyTLS bool              // repo-storage-verify-tls=n
@@ -91,10 +91,10 @@ type Store struct {
 }
 
 // New checks the options and reads the certificates. It connects to nothing.
-func New(o Options) (*Store, error) { return open(o, nil) }
+func New(o Options) (*Store, error) { return open(o, nil, nil) }
 
-// open is New; identity replaces the way to the metadata server of KeyAuto, for tests.
-func open(o Options, identity policy.Transporter) (*Store, error) {
+// open is New; to and identity, where not nil, replace the ways to the store and to the metadata server of KeyAuto, for tests.
+func open(o Options, to, identity policy.Transporter) (*Store, error) {
 	if o.Account == "" || o.Container == "" {
 		return nil, errors.New("azure: no account or no container given")
 	}
@@ -108,16 +108,18 @@ func open(o Options, identity policy.Transporter) (*Store, error) {
 	if p := strings.Trim(o.Prefix, "/"); p != "" {
 		s.prefix = p + "/"
 	}
-	client, err := transport.New(transport.Options{CAFile: o.CAFile, CAPath: o.CAPath, SkipVerifyTLS: o.SkipVerifyTLS, Timeout: o.Timeout, Host: o.Host, Port: o.Port})
-	if err != nil {
-		return nil, fmt.Errorf("azure: %w", err)
+	var err error
+	if to == nil {
+		if to, err = transport.New(transport.Options{CAFile: o.CAFile, CAPath: o.CAPath, SkipVerifyTLS: o.SkipVerifyTLS, Timeout: o.Timeout}); err != nil {
+			return nil, fmt.Errorf("azure: %w", err)
+		}
 	}
 	if identity == nil {
 		if identity, err = transport.New(transport.Options{Timeout: o.Timeout}); err != nil {
 			return nil, fmt.Errorf("azure: %w", err)
 		}
 	}
-	if s.container, err = connect(o, client, identity); err != nil {
+	if s.container, err = connect(o, to, identity); err != nil {
 		return nil, err
 	}
 	s.uploads = storage.NewUploads(uploader{s}, storage.UploadOptions{PartSize: o.PartSize, Parallel: parallelBlocks, Requests: o.Connections,
@@ -127,12 +129,22 @@ func open(o Options, identity policy.Transporter) (*Store, error) {
 
 // address is the container's URL.
 func address(o Options) (string, error) {
-	endpoint := cmp.Or(o.Endpoint, DefaultEndpoint)
+	scheme, host, found := strings.Cut(cmp.Or(o.Endpoint, DefaultEndpoint), "://")
+	if !found {
+		scheme, host = "https", scheme
+	}
+	host = strings.TrimSuffix(host, "/")
+	if o.Port != 0 {
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
+		host = net.JoinHostPort(strings.Trim(host, "[]"), strconv.Itoa(o.Port))
+	}
 	switch cmp.Or(o.URIStyle, StyleHost) {
 	case StyleHost:
-		return "https://" + o.Account + "." + endpoint + "/" + o.Container, nil
+		return scheme + "://" + o.Account + "." + host + "/" + o.Container, nil
 	case StylePath:
-		return "https://" + endpoint + "/" + o.Account + "/" + o.Container, nil
+		return scheme + "://" + host + "/" + o.Account + "/" + o.Container, nil
 	}
 	return "", fmt.Errorf("azure: URI style %q: use host or path", o.URIStyle)
 }

@@ -29,7 +29,7 @@ import (
 
 // Kinds of Options.HostKeyCheck.
 const (
-	CheckStrict      = "strict"      // the key must be in a known-hosts file
+	CheckStrict      = "strict"      // the key must be in a known-hosts file, or have Options.Fingerprint if that is given
 	CheckAcceptNew   = "accept-new"  // the key of an unknown host is written to the first known-hosts file; a changed one is refused
 	CheckFingerprint = "fingerprint" // the key must have Options.Fingerprint
 	CheckNone        = "none"        // any key: whoever is in between can read and change everything
@@ -131,7 +131,7 @@ func (h *hostKeys) known() (ssh.HostKeyCallback, error) {
 
 // algorithms lists the kinds of key that are known of a host, so that the server shows one of these; nil: all.
 func (h *hostKeys) algorithms(address string, remote net.Addr) []string {
-	if h.o.HostKeyCheck == CheckFingerprint || h.o.HostKeyCheck == CheckNone {
+	if h.pinned() || h.o.HostKeyCheck == CheckNone {
 		return nil
 	}
 	check, err := h.known()
@@ -154,6 +154,11 @@ func (h *hostKeys) algorithms(address string, remote net.Addr) []string {
 	return slices.Compact(out)
 }
 
+// pinned says whether one fingerprint decides, and no known-hosts file.
+func (h *hostKeys) pinned() bool {
+	return h.o.HostKeyCheck == CheckFingerprint || h.o.HostKeyCheck == CheckStrict && h.o.Fingerprint != ""
+}
+
 // nobody is a key that no host has.
 type nobody struct{}
 
@@ -163,16 +168,11 @@ func (nobody) Verify([]byte, *ssh.Signature) error { return ErrHostKey }
 
 // check is an ssh.HostKeyCallback.
 func (h *hostKeys) check(address string, remote net.Addr, key ssh.PublicKey) error {
-	if h.o.Fingerprint != "" && h.o.HostKeyCheck != CheckNone {
-		if err := h.fingerprint(key); err != nil || h.o.HostKeyCheck == CheckFingerprint {
-			return err
-		}
-	}
-	switch h.o.HostKeyCheck {
-	case CheckNone:
+	switch {
+	case h.o.HostKeyCheck == CheckNone:
 		return nil
-	case CheckFingerprint:
-		return fmt.Errorf("%w: no fingerprint to compare with is given", ErrHostKey)
+	case h.pinned():
+		return h.fingerprint(key)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -218,6 +218,7 @@ func TestHostKeys(t *testing.T) {
 		"none":                  {func(o *sftp.Options) { o.HostKeyCheck, o.KnownHosts = sftp.CheckNone, nil }, true},
 		"fingerprint, another":  {func(o *sftp.Options) { o.HostKeyCheck, o.Fingerprint = sftp.CheckFingerprint, "00ff" }, false},
 		"strict and a wrong fp": {func(o *sftp.Options) { o.Fingerprint = "00ff" }, false},
+		"strict and a right fp": {func(o *sftp.Options) { o.Fingerprint, o.KnownHosts = ssh.FingerprintSHA256(server.HostKey), nil }, true},
 	} {
 		err := try(c.change)
 		if (err == nil) != c.ok || err != nil && (!errors.Is(err, sftp.ErrHostKey) || storage.IsTemporary(err)) {

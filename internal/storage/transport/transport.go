@@ -34,8 +34,6 @@ type Options struct {
 	CAFile        string        // PEM file of certificate authorities; with CAPath empty too: the system's
 	CAPath        string        // directory of such files
 	SkipVerifyTLS bool          // accept any certificate; for tests of an operator's network
-	Host          string        // connect here instead of where the URL says, and check this name in the certificate; "" = as the URL says
-	Port          int           // likewise; 0 = as the URL says
 	Timeout       time.Duration // longest silence of the other side before a request is given up; 0: one minute
 }
 
@@ -47,7 +45,7 @@ func New(o Options) (*Client, error) {
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
 	}
-	config := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: o.SkipVerifyTLS, ServerName: o.Host}
+	config := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: o.SkipVerifyTLS}
 	if o.CAFile != "" || o.CAPath != "" {
 		var err error
 		if config.RootCAs, err = authorities(o.CAFile, o.CAPath); err != nil {
@@ -56,17 +54,7 @@ func New(o Options) (*Client, error) {
 	}
 	dialer := &net.Dialer{Timeout: o.Timeout}
 	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
-		host, port, err := net.SplitHostPort(address)
-		if err != nil {
-			return nil, err
-		}
-		if o.Host != "" {
-			host = o.Host
-		}
-		if o.Port != 0 {
-			port = strconv.Itoa(o.Port)
-		}
-		c, err := dialer.DialContext(ctx, network, net.JoinHostPort(host, port))
+		c, err := dialer.DialContext(ctx, network, address)
 		if err != nil {
 			return nil, err
 		}
