@@ -292,3 +292,20 @@ func FuzzFile(f *testing.F) {
 		}
 	})
 }
+
+// TestOptionsOfAnotherKind: what an environment says of a kind that the repository is not of, asks for nothing; of the kind
+// that it is of, it does.
+func TestOptionsOfAnotherKind(t *testing.T) {
+	const env = "PGBACKREST_REPO2_PATH=/r PGBACKREST_REPO2_SFTP_PRIVATE_KEY_FILE=/key PGBACKREST_REPO2_SFTP_KNOWN_HOST=/known"
+	c := mustParse(t, "--no-config --stanza=x --repo1-path=/r info", env, tree(""))
+	if err := c.Complete(); err != nil {
+		t.Error(err)
+	}
+	if _, err := Parse(strings.Fields("--no-config --stanza=x info"), strings.Fields(env+" PGBACKREST_REPO2_TYPE=sftp"), tree("")); err == nil || !strings.Contains(err.Error(), "requires option: repo2-sftp-host") {
+		t.Errorf("a server without a host: %v", err)
+	}
+	c = mustParse(t, "--no-config --stanza=x info", "PGBACKREST_REPO1_TYPE=sftp PGBACKREST_REPO1_SFTP_HOST=h", tree(""))
+	if err := c.Complete(); err == nil || !strings.Contains(err.Error(), "requires option: repo1-sftp-host-user") {
+		t.Errorf("a server without a user: %v", err)
+	}
+}

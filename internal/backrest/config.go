@@ -16,7 +16,7 @@ func (c *Config) check() *Error {
 			continue
 		}
 		if ok, missing := c.active(o, at.key); !ok {
-			if dep := named(o.Needs); dep != nil && dep.Required&c.Command != 0 {
+			if dep := named(o.Needs); dep != nil && dep.Required&c.Command != 0 && c.wanted(dep, at.key) {
 				return &Error{CodeOptionRequired, c.Command.String() + " command requires option: " + dep.keyed(at.key) + "\nHINT: does this stanza exist?"}
 			}
 			if v.source == FromCommandLine && (!v.negated || o.Kind == Bool) {
@@ -72,6 +72,12 @@ func (c *Config) active(o *Option, key int) (ok bool, missing string) {
 		}
 	}
 	return true, ""
+}
+
+// wanted says whether what o needs is there.
+func (c *Config) wanted(o *Option, key int) bool {
+	ok, _ := c.active(o, key)
+	return ok
 }
 
 // text is the option's value, its first if it has several; empty: none.

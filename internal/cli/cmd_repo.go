@@ -51,16 +51,9 @@ func (p *place) settings(env *Env, stanza string) (*backrestRun, error) {
 			words = nil // the file is where pgBackRest has it
 		}
 	case err == nil && u.Scheme != "" && u.Host != "":
-		if u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-			return nil, &usageError{fmt.Sprintf("--%s: the address is SCHEME://NAME/PATH and no more: a command line is no place for keys; they come from PGBACKREST_REPO%d_… in the environment, or from --config", p.side, key)}
+		if err := p.address(u, option); err != nil {
+			return nil, err
 		}
-		name, known := map[string]string{"s3": "s3-bucket", "gcs": "gcs-bucket", "azure": "azure-container", "sftp": "sftp-host"}[u.Scheme]
-		if !known {
-			return nil, &usageError{fmt.Sprintf("--%s=%s: a directory, an address that begins with s3://, gcs://, azure:// or sftp://, or repo<N> of --config", p.side, p.where)}
-		}
-		option("type", u.Scheme)
-		option(name, u.Host)
-		option("path", "/"+strings.Trim(u.Path, "/"))
 	default:
 		dir, err := filepath.Abs(p.where)
 		if err != nil {
@@ -74,6 +67,32 @@ func (p *place) settings(env *Env, stanza string) (*backrestRun, error) {
 	}
 	p.key = key
 	return run, nil
+}
+
+// address gives the options that an address of a store stands for.
+func (p *place) address(u *url.URL, option func(name, value string)) error {
+	name, known := map[string]string{"s3": "s3-bucket", "gcs": "gcs-bucket", "azure": "azure-container", "sftp": "sftp-host"}[u.Scheme]
+	if !known {
+		return &usageError{fmt.Sprintf("--%s: a directory, an address that begins with s3://, gcs://, azure:// or sftp://, or repo<N> of --config", p.side)}
+	}
+	form, user, host := "SCHEME://NAME/PATH", u.User, u.Host
+	if u.Scheme == "sftp" {
+		form, host = "sftp://USER@HOST:PORT/PATH", u.Hostname()
+		if _, secret := user.Password(); user != nil && !secret {
+			option("sftp-host-user", user.Username())
+			user = nil
+		}
+		if u.Port() != "" {
+			option("sftp-host-port", u.Port())
+		}
+	}
+	if user != nil || u.RawQuery != "" || u.Fragment != "" {
+		return &usageError{fmt.Sprintf("--%s: the address is %s and no more: a command line is no place for keys; they come from PGBACKREST_REPO%d_… in the environment, or from --config", p.side, form, p.key)}
+	}
+	option("type", u.Scheme)
+	option(name, host)
+	option("path", "/"+strings.Trim(u.Path, "/"))
+	return nil
 }
 
 // pass is the passphrase of the place: from its file, else from the environment or the configuration.
@@ -111,9 +130,10 @@ func (r *root) repoCommand() *cobra.Command {
 }
 
 const placesHelp = `
---from and --to are a directory, an address such as s3://BUCKET/PATH, or repo1, repo2, … of pgBackRest's configuration file
-(--config). What else a store needs is said with pgBackRest's options, in the configuration or in the environment, where the
-source is repo1 and the target repo2: PGBACKREST_REPO2_S3_KEY. No key or passphrase is taken from the command line.`
+--from and --to are a directory, an address (s3://BUCKET/PATH, gcs://BUCKET/PATH, azure://CONTAINER/PATH,
+sftp://USER@HOST/PATH), or repo1, repo2, … of pgBackRest's configuration file (--config). What else a store needs is said with
+pgBackRest's options, in the configuration or in the environment, where the source is repo1 and the target repo2:
+PGBACKREST_REPO2_S3_KEY. No key or passphrase is taken from the command line.`
 
 const cipherHelp = `
 

@@ -1,12 +1,9 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"os"
-	"path"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -51,85 +48,6 @@ func wireStore(env *Env, w *wired, o *action.Options) error {
 	return nil
 }
 
-// storeName says where the external storage is; "" when the parameters do not.
-func storeName(resolve func(string) string, v *conf.Values) string {
-	kind, prefix := v.String(conf.KeyRedundancyType), strings.Trim(v.String(conf.KeyRedundancyPrefix), "/")
-	if kind == "posix" {
-		if dir := v.Path(conf.KeyRedundancyPath); dir != "" {
-			return filepath.Join(resolve(dir), prefix)
-		}
-		return ""
-	}
-	bucket := v.String(conf.KeyS3Bucket)
-	if bucket == "" {
-		return ""
-	}
-	return strings.TrimSuffix(kind+"://"+path.Join(bucket, prefix), "/")
-}
-
-// openStore opens one of the two places on the external storage.
-func openStore(env *Env, w *wired, sub string, owner *durable.Owner) (storage.Storage, error) {
-	v := w.values
-	kind := v.String(conf.KeyRedundancyType)
-	name := storeName(w.in.Resolve, v)
-	if name == "" {
-		missing := conf.KeyS3Bucket
-		if kind == "posix" {
-			missing = conf.StringKey(conf.KeyRedundancyPath)
-		}
-		return nil, fmt.Errorf("%s is not set: alation_conf %s -s VALUE", missing, missing)
-	}
-	if kind == "posix" {
-		return openPosix(filepath.Join(name, sub), owner)
-	}
-	words := []string{"--no-config", "--stanza=all", "--repo=1", "--repo1-type=" + kind, "--repo1-path=/" + path.Join(strings.Trim(v.String(conf.KeyRedundancyPrefix), "/"), sub)}
-	if kind != "s3" {
-		return nil, fmt.Errorf("pgsql.pgbackrest.redundancy.type = %s: this storage has no parameters yet; use s3 or posix", kind)
-	}
-	more, environ, err := s3Words(w)
-	if err != nil {
-		return nil, err
-	}
-	run, err := settings(env, append(append(words, more...), "info"), environ)
-	if err != nil {
-		return nil, err
-	}
-	return run.storageFor(1, owner)
-}
-
-// s3Words are the S3 parameters in pgBackRest's words; the keys come apart, as an environment has them.
-func s3Words(w *wired) (words, environ []string, err error) {
-	v := w.values
-	endpoint := cmp.Or(v.String(conf.KeyS3Endpoint), "s3."+v.String(conf.KeyS3Region)+".amazonaws.com")
-	words = []string{"--repo1-s3-bucket=" + v.String(conf.KeyS3Bucket), "--repo1-s3-uri-style=" + v.String(conf.KeyS3URIStyle), "--repo1-s3-endpoint=" + endpoint}
-	for option, value := range map[string]string{"s3-region": v.String(conf.KeyS3Region), "s3-storage-class": v.String(conf.KeyS3StorageClass),
-		"s3-sse": map[string]string{"AES256": "s3", "aws:kms": "kms"}[v.String(conf.KeyS3SSE)]} {
-		if value != "" {
-			words = append(words, "--repo1-"+option+"="+value)
-		}
-	}
-	if ca := v.Path(conf.KeyS3CAFile); ca != "" {
-		words = append(words, "--repo1-storage-ca-file="+w.in.Resolve(ca))
-	}
-	key, err := v.Secret(conf.KeyS3Key)
-	if err != nil {
-		return nil, nil, err
-	}
-	secret, err := v.Secret(conf.KeyS3Secret)
-	if err != nil {
-		return nil, nil, err
-	}
-	switch k, s := key.Reveal(), secret.Reveal(); {
-	case k == "" && s == "":
-		words = append(words, "--repo1-s3-key-type=auto")
-	case k == "" || s == "":
-		return nil, nil, fmt.Errorf("%s and %s are set both or neither", conf.KeyS3Key, conf.KeyS3Secret)
-	default:
-		environ = []string{"PGBACKREST_REPO1_S3_KEY=" + k, "PGBACKREST_REPO1_S3_KEY_SECRET=" + s}
-	}
-	return words, environ, nil
-}
-
 // wirePostScript: the program that relocates the tarballs.
 func wirePostScript(env *Env, w *wired, o *action.Options) error {
 	program := w.values.Path(conf.KeyPostScript)
@@ -166,9 +84,8 @@ func checkSet(ctx context.Context, env *Env, root string, names []string) error 
 	}
 	v := w.values
 	on := v.Bool(conf.KeyRedundancyEnabled) || v.Bool(conf.KeyTarballCopies)
-	keys := v.IsSet(string(conf.KeyS3Key)) && v.IsSet(string(conf.KeyS3Secret))
 	switched := slices.Contains(names, string(conf.KeyRedundancyEnabled)) || slices.Contains(names, string(conf.KeyTarballCopies))
-	if !on || storeName(w.in.Resolve, v) == "" || v.String(conf.KeyRedundancyType) != "posix" && !keys && !switched {
+	if !on || storeName(w.in.Resolve, v) == "" || !hasKeys(v) && !switched {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeCheckTime)

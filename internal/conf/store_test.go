@@ -81,7 +81,7 @@ func TestSetGetUnset(t *testing.T) {
 	if e, err := s.Get("alation.backup.scheduled_hour"); err != nil || e.String() != "alation.backup.scheduled_hour = 4" || e.Set {
 		t.Errorf("after unset: %v %v", e, err)
 	}
-	if all, err := s.List("pgsql.pgbackrest.redundancy."); err != nil || len(all) != 13 {
+	if all, err := s.List("pgsql.pgbackrest.redundancy."); err != nil || len(all) != 33 {
 		t.Errorf("List: %d entries, %v", len(all), err)
 	}
 }

@@ -76,7 +76,7 @@ func TestConfiguration(t *testing.T) {
 	// Codes of the original.
 	has(t, r.want(31, with+"--nonsense backup"), "ERROR: [031]: invalid option '--nonsense'")
 	has(t, r.want(32, with+"--process-max=many backup"), "ERROR: [032]: 'many' is not valid for 'process-max' option")
-	has(t, r.want(31, with+"--repo1-type=azure --repo1-azure-container=b backup"), "ERROR: [031]: option 'repo1-azure-container=b' is not done by Holdfast", "HINT: mount the storage")
+	has(t, r.want(31, with+"--repo1-host=store backup"), "ERROR: [031]: option 'repo1-host=store' is not done by Holdfast", "HINT: run the command on the host that has the repository")
 	has(t, r.want(37, "--stanza=other backup"), "backup command requires option: pg1-path", "HINT: does this stanza exist?")
 	has(t, r.want(55, "--stanza=demo verify"), "ERROR: [055]: ", "run: pgbackrest stanza-create")
 	has(t, r.want(1, with+"archive-get 0000000100000000000000FF /tmp/none"), "")

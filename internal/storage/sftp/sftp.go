@@ -10,6 +10,7 @@ import (
 	"net"
 	"path"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -114,7 +115,7 @@ func (s *Store) fail(op, name string, err error) error {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	return &fs.PathError{Op: op, Path: "sftp://" + s.o.User + "@" + net.JoinHostPort(s.o.Host, strconv.Itoa(s.o.Port)) + "/" + s.path(name), Err: err}
+	return &fs.PathError{Op: op, Path: "sftp://" + s.o.User + "@" + net.JoinHostPort(s.o.Host, strconv.Itoa(s.o.Port)) + "/" + strings.TrimPrefix(s.path(name), "/"), Err: err}
 }
 
 // check is what every call with a name begins with.
