@@ -317,3 +317,52 @@ func TestSFTPKeys(t *testing.T) {
 func (s said) is(code int, want string) bool {
 	return s.code == code && strings.Contains(s.out+s.errs, want)
 }
+
+// TestStoreParameters describes an external storage of each kind by the instance's parameters, one call after the other: as soon
+// as they are complete it is tried, and nothing shows what is secret.
+func TestStoreParameters(t *testing.T) {
+	gcs, azure, server := servertest.GCS(t), servertest.Azure(t), servertest.SSH(t)
+	for kind, c := range map[string]struct {
+		files   map[string]string // in the instance's root, from where
+		set     []string
+		secrets []string
+		name    string
+	}{
+		"gcs": {map[string]string{"ca.pem": gcs.CAFile, "key.json": servertest.ServiceAccount(t, nil)}, []string{"gcs.bucket " + servertest.Bucket, "gcs.endpoint " + gcs.Address(), "gcs.ca_file /ca.pem", "gcs.key_file /key.json"}, nil, "gcs://" + servertest.Bucket + "/holdfast"},
+		"azure": {map[string]string{"ca.pem": azure.CAFile}, []string{"azure.account " + servertest.Account, "azure.container " + servertest.Container, "azure.endpoint " + azure.Address(), "azure.uri_style path",
+			"azure.ca_file /ca.pem", "azure.key -"}, []string{azure.Key}, "azure://" + servertest.Container + "/holdfast"},
+		"sftp": {map[string]string{"id": server.LockedKey, "known": server.KnownHosts}, []string{"sftp.host 127.0.0.1", "sftp.port " + strconv.Itoa(server.Port), "sftp.user " + server.User, "sftp.path " + server.Dir,
+			"sftp.known_hosts_file /known", "sftp.passphrase -", "sftp.private_key_file /id"}, []string{server.Passphrase}, "sftp://" + server.User + "@127.0.0.1" + server.Dir + "/holdfast"},
+		"cifs": {nil, []string{"posix.path /far"}, nil, "/far/holdfast"},
+	} {
+		t.Run(kind, func(t *testing.T) {
+			r := newRig(t)
+			for to, from := range c.files {
+				b, err := os.ReadFile(from)
+				if err := errors.Join(err, os.WriteFile(filepath.Join(r.root, to), b, 0o600)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			const prefix = "pgsql.pgbackrest.redundancy."
+			r.run("alation_conf", "alation.backup_v2.pgbackup_compression", "-s", "False", prefix+"enabled", "-s", "True", prefix+"type", "-s", kind).has(t, 0)
+			r.run("holdfast", "sets", "list", "--store").has(t, exitFailed, "is not set: alation_conf "+prefix)
+			last := said{}
+			for _, line := range c.set {
+				name, value, _ := strings.Cut(line, " ")
+				stdin := ""
+				if value == "-" {
+					stdin = c.secrets[0] + "\n"
+				}
+				last = r.typed(stdin, "alation_conf", prefix+name, "-s", value)
+				last.has(t, 0)
+				for _, secret := range c.secrets {
+					if strings.Contains(last.out+last.errs, secret) {
+						t.Errorf("%s shows the secret", line)
+					}
+				}
+			}
+			last.has(t, 0, c.name+": can be written, read, listed and removed from")
+			r.run("holdfast", "sets", "list", "--store").has(t, 0)
+		})
+	}
+}

@@ -3,7 +3,6 @@ package gcs_test
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -109,26 +108,10 @@ func TestStoreAway(t *testing.T) {
 	}
 }
 
-// account starts a server that gives out tokens and a key file of a service account that names it.
-func account(t *testing.T, answer http.HandlerFunc) (keyFile string) {
-	t.Helper()
-	srv := httptest.NewServer(answer)
-	t.Cleanup(srv.Close)
-	b, err := json.Marshal(map[string]string{"type": "service_account", "client_email": "holdfast@example.com", "private_key": servertest.RSAKey(t), "private_key_id": "1", "token_uri": srv.URL})
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(t.TempDir(), "key.json")
-	if err := os.WriteFile(file, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return file
-}
-
 // A token that the store refuses in the middle of a run is replaced by a fresh one.
 func TestTokenRunsOut(t *testing.T) {
 	fetched := 0
-	key := account(t, func(w http.ResponseWriter, r *http.Request) {
+	key := servertest.ServiceAccount(t, func(w http.ResponseWriter, r *http.Request) {
 		fetched++
 		if err := r.ParseForm(); err != nil || r.PostForm.Get("assertion") == "" {
 			http.Error(w, "no assertion", http.StatusBadRequest)
@@ -164,7 +147,7 @@ func TestTokenRunsOut(t *testing.T) {
 
 // A refused service account says so, and shows neither key nor assertion.
 func TestTokenRefused(t *testing.T) {
-	key := account(t, func(w http.ResponseWriter, _ *http.Request) {
+	key := servertest.ServiceAccount(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusBadRequest)
 		fmt.Fprint(w, `{"error":"invalid_grant","error_description":"Invalid JWT Signature."}`)

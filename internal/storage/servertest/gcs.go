@@ -3,9 +3,11 @@ package servertest
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -92,4 +94,26 @@ func (q *questions) after(r *http.Request, resp *http.Response) {
 	default:
 		delete(q.has, id)
 	}
+}
+
+// ServiceAccount makes the key file of a service account whose tokens answer gives out; nil: a server that gives one to everybody.
+func ServiceAccount(t testing.TB, answer http.HandlerFunc) (keyFile string) {
+	t.Helper()
+	if answer == nil {
+		answer = func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprint(w, `{"access_token":"test-token","token_type":"Bearer","expires_in":3600}`)
+		}
+	}
+	srv := httptest.NewServer(answer)
+	t.Cleanup(srv.Close)
+	b, err := json.Marshal(map[string]string{"type": "service_account", "client_email": "holdfast@example.com", "private_key": RSAKey(t), "private_key_id": "1", "token_uri": srv.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyFile = filepath.Join(t.TempDir(), "key.json")
+	if err := os.WriteFile(keyFile, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return keyFile
 }
