@@ -67,6 +67,19 @@ func TestShellDropsRoot(t *testing.T) {
 }
 
 // TestChroot enters a root that has a shell of its own, made of the host's static or dynamic sh and what it is linked with.
+// mayMount tries what a start of the instance does. (unshare(1) is no measure: inside a chroot it fails where mount works.)
+func mayMount(t *testing.T) bool {
+	t.Helper()
+	dir := t.TempDir()
+	if exec.Command("mount", "--bind", t.TempDir(), dir).Run() != nil {
+		return false
+	}
+	if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
+		t.Fatalf("umount %s: %v: %s", dir, err, out)
+	}
+	return true
+}
+
 func TestChroot(t *testing.T) {
 	o := options(t)
 	write(t, filepath.Join(o.Root, "etc/passwd"), "root:x:0:0::/root:/bin/sh\nalation:x:0:0::/home/alation:/bin/sh\n", 0o644)
@@ -98,7 +111,7 @@ func TestChroot(t *testing.T) {
 	if i.Ready() == nil {
 		t.Error("ready without the disks")
 	}
-	if err := exec.Command("unshare", "--mount", "true").Run(); err == nil {
+	if mayMount(t) {
 		if err := i.Start(t.Context()); err != nil {
 			t.Error(err)
 		}
