@@ -12,7 +12,8 @@
 //	       eventbus              dump and load of Kafka topics and offsets; its archive format
 //	       tarball               the .tar.gz outputs and the way files go in and out of them ─► durable
 //	       catalog               backup sets: which pieces make one restorable whole ─► storage
-//	       repo                  the repository format, bytes only: info files, manifest, streams ─► storage
+//	       repo                  the repository format, bytes only: info files, manifest, streams ─► storage zstdfast
+//	       zstdfast              an encoder of Zstandard frames that is fast on WAL
 //	       storage               named objects: the interface, posix, memory, wrappers ─► durable
 //	       storage/<vendor>      one adapter each, the SDK kept inside ─► storage storage/transport
 //	       storage/transport     HTTP to a store: certificates, limits on silence, what may be repeated ─► storage

@@ -43,9 +43,9 @@ func archiveMain(ctx context.Context, env *Env, verb string, args []string) erro
 	return get(ctx, env, f, opts, words)
 }
 
-// shortRun is for a process that handles one WAL file and ends: collecting garbage of a few MiB several times would cost
-// about a tenth of it.
-func shortRun() { debug.SetGCPercent(400) }
+// shortRun is for a process that handles one WAL file and ends: nothing is collected before there are 32 MiB, which a
+// segment of the usual size does not need. Collecting a few MiB several times would cost about a tenth of the process.
+func shortRun() { debug.SetGCPercent(800) }
 
 // parseArchive splits the words after the verb into options and the rest. What is not known is refused by name, so that
 // nothing an operator wrote into archive_command is passed over.

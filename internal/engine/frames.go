@@ -6,8 +6,10 @@ import (
 	"crypto/sha1"
 	"encoding/hex"
 	"errors"
+	"hash"
 	"io"
 	"runtime"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -15,12 +17,15 @@ import (
 	"holdfast/internal/repo"
 )
 
-// frameSize is how many bytes of a WAL segment become one frame.
-const frameSize = 256 << 10
+// frameSize is how many bytes of a WAL segment become one frame. Larger ones get a little smaller; of this one all that is
+// needed to read, hash and compress it stays in a core's cache.
+const frameSize = 512 << 10
+
+// pieceSize is the size in bytes of a piece.
+const pieceSize = 256 << 10
 
 // piece is one part of a file on its way through several goroutines. Its buffer is used again when all are done with it.
 type piece struct {
-	n     int // number of the frame
 	data  []byte
 	users atomic.Int32
 }
@@ -40,9 +45,9 @@ func (p pieces) get(ctx context.Context) ([]byte, error) {
 	select {
 	case b := <-p:
 		if b == nil {
-			b = make([]byte, frameSize)
+			b = make([]byte, pieceSize)
 		}
-		return b[:frameSize], nil
+		return b[:pieceSize], nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -54,60 +59,36 @@ func (p pieces) done(x *piece) {
 	}
 }
 
-// encodeFrames reads size bytes and gives their SHA-1 and how they are stored, hashing and compressing at the same time,
-// on several cores. The type must have frames. Memory: what is stored, and a few frames.
-func encodeFrames(ctx context.Context, r io.Reader, size int64, spec repo.StreamSpec) (sum string, stored []byte, err error) {
-	workers := min(max(runtime.GOMAXPROCS(0), 1), 4)
+// encodeFrames reads size bytes and gives their SHA-1 and how they are stored, in parts. Several cores read and hash in
+// turns what each of them then compresses. The type must have frames. Memory: what is stored, and a frame for each core.
+func encodeFrames(ctx context.Context, r io.Reader, size int64, spec repo.StreamSpec) (sum string, stored [][]byte, err error) {
+	in := pieceReader{r: r, left: size, sum: sha1.New()}
 	frames := make([][]byte, (size+frameSize-1)/frameSize)
-	free := newPieces(workers + 2)
-	hashing, packing := make(chan *piece, cap(free)), make(chan *piece, cap(free))
-	h := sha1.New()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		defer close(hashing)
-		defer close(packing)
-		for n := range frames {
-			buf, err := free.get(ctx)
-			if err != nil {
-				return err
-			}
-			want := min(frameSize, size-int64(n)*frameSize)
-			if _, err := io.ReadFull(r, buf[:want]); err != nil {
-				return unexpectedEnd(err)
-			}
-			x := &piece{n: n, data: buf[:want]}
-			x.users.Store(2)
-			hashing <- x // never blocks: there are no more pieces than room
-			packing <- x
-		}
-		return nil
-	})
-	g.Go(func() error {
-		for x := range hashing {
-			h.Write(x.data)
-			free.done(x)
-		}
-		return nil
-	})
-	for range workers {
+	for range min(max(runtime.GOMAXPROCS(0), 1), 4, len(frames)) {
 		g.Go(func() error {
-			var frame []byte // is used again: memory that nobody touched before costs more than the copy
-			for x := range packing {
-				var err error
-				if frame, err = repo.AppendFrame(frame[:0], x.data, spec); err != nil {
+			buf := make([]byte, min(size, frameSize))
+			// One room for many frames, of which only what is used becomes memory.
+			out := make([]byte, 0, size/8)
+			for {
+				n, data, err := in.next(ctx, buf)
+				if err != nil || len(data) == 0 {
 					return err
 				}
-				frames[x.n] = bytes.Clone(frame)
-				free.done(x)
+				from := len(out)
+				if out, err = repo.AppendFrame(out, data, spec); err != nil {
+					return err
+				}
+				frames[n] = out[from:len(out):len(out)]
 			}
-			return nil
 		})
 	}
 	if err := g.Wait(); err != nil {
 		return "", nil, err
 	}
+	sum = hex.EncodeToString(in.sum.Sum(nil))
 	if spec.Pass == "" {
-		return hex.EncodeToString(h.Sum(nil)), bytes.Join(frames, nil), nil
+		return sum, frames, nil
 	}
 	var buf bytes.Buffer
 	w, err := repo.NewStreamWriter(&buf, repo.StreamSpec{Compress: repo.None, Pass: spec.Pass, Raw: spec.Raw})
@@ -120,7 +101,39 @@ func encodeFrames(ctx context.Context, r io.Reader, size int64, spec repo.Stream
 	if err := w.Close(); err != nil {
 		return "", nil, err
 	}
-	return hex.EncodeToString(h.Sum(nil)), buf.Bytes(), nil
+	return sum, [][]byte{buf.Bytes()}, nil
+}
+
+// pieceReader gives a file to several goroutines, piece by piece, and hashes it on the way.
+type pieceReader struct {
+	mu   sync.Mutex
+	r    io.Reader
+	left int64
+	n    int // number of the next piece
+	sum  hash.Hash
+	err  error // the first; nothing is read after it
+}
+
+// next fills buf with the next piece, the last of which may be shorter; empty: there is none.
+func (p *pieceReader) next(ctx context.Context, buf []byte) (n int, data []byte, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.err == nil {
+		p.err = ctx.Err()
+	}
+	data = buf[:min(int64(len(buf)), p.left)]
+	if p.err == nil && len(data) > 0 {
+		if _, err := io.ReadFull(p.r, data); err != nil {
+			p.err = unexpectedEnd(err)
+		}
+	}
+	if p.err != nil {
+		return 0, nil, p.err
+	}
+	p.sum.Write(data)
+	p.left -= int64(len(data))
+	p.n++
+	return p.n - 1, data, nil
 }
 
 func unexpectedEnd(err error) error {

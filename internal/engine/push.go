@@ -131,7 +131,7 @@ func (s *Stanza) pushSegment(ctx context.Context, dir, name string, f *os.File, 
 		return PushOutcome{}, err
 	}
 	var sum string
-	var stored []byte // the segment as it will be stored, when small enough
+	var stored [][]byte // the segment as it will be stored, in parts, when small enough
 	if info.Size() <= inMemory {
 		sum, stored, err = encodeInMemory(ctx, f, info.Size(), spec)
 	} else {
@@ -156,7 +156,7 @@ func (s *Stanza) pushSegment(ctx context.Context, dir, name string, f *os.File, 
 	object := dir + "/" + name + "-" + sum + spec.Compress.Ext()
 	s.step("archive-push", "store", object)
 	if stored != nil {
-		err = storage.WriteAll(ctx, s.o.Storage, object, stored)
+		err = writeParts(ctx, s.o.Storage, object, stored)
 	} else if _, err = f.Seek(0, io.SeekStart); err == nil {
 		err = s.store(ctx, object, spec, f, sum)
 	}
@@ -168,7 +168,7 @@ func (s *Stanza) pushSegment(ctx context.Context, dir, name string, f *os.File, 
 }
 
 // encodeInMemory reads the file once, hashing and compressing at the same time.
-func encodeInMemory(ctx context.Context, f *os.File, size int64, spec repo.StreamSpec) (sum string, stored []byte, err error) {
+func encodeInMemory(ctx context.Context, f *os.File, size int64, spec repo.StreamSpec) (sum string, stored [][]byte, err error) {
 	if spec.Compress.Frames() && size > 0 {
 		return encodeFrames(ctx, f, size, spec)
 	}
@@ -178,7 +178,7 @@ func encodeInMemory(ctx context.Context, f *os.File, size int64, spec repo.Strea
 	}
 	if spec.Compress == repo.None && spec.Pass == "" {
 		h := sha1.Sum(data)
-		return hex.EncodeToString(h[:]), data, nil
+		return hex.EncodeToString(h[:]), [][]byte{data}, nil
 	}
 	var buf bytes.Buffer
 	buf.Grow(int(size / 4))
@@ -192,7 +192,26 @@ func encodeInMemory(ctx context.Context, f *os.File, size int64, spec repo.Strea
 	if err := w.Close(); err != nil {
 		return "", nil, err
 	}
-	return w.Sums().SHA1, buf.Bytes(), nil
+	return w.Sums().SHA1, [][]byte{buf.Bytes()}, nil
+}
+
+// writeParts stores one object that is held in memory in parts.
+func writeParts(ctx context.Context, st storage.Storage, object string, parts [][]byte) error {
+	size := 0
+	for _, p := range parts {
+		size += len(p)
+	}
+	w, err := st.Create(ctx, object, storage.CreateOptions{Size: int64(size)})
+	if err != nil {
+		return err
+	}
+	defer w.Abort() // after Commit it does nothing
+	for _, p := range parts {
+		if _, err := w.Write(p); err != nil {
+			return &fs.PathError{Op: "write", Path: object, Err: err}
+		}
+	}
+	return w.Commit(ctx)
 }
 
 // store writes one object through the stream chain; wantSHA1 (may be empty) guards against a file that changes between two reads.

@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
+
+	"holdfast/internal/zstdfast"
 )
 
 // Frames reports whether a stored stream of this type may be cut into frames that are compressed each by itself, at the
@@ -14,7 +16,10 @@ import (
 func (c CompressType) Frames() bool { return c == ZST || c == LZ4 }
 
 // smallFrame is the size in bytes of the frames of a WAL segment.
-const smallFrame = 256 << 10
+const smallFrame = 512 << 10
+
+// fastEncoders are those of the lowest effort, where most of archive-push's time would go into the library's.
+var fastEncoders sync.Pool
 
 // frameEncoders are zstd encoders that take a whole frame from memory, by effort, those for small frames first. These are
 // small, because archive-push makes new ones for every segment, and touching fresh memory is a tenth of what it costs.
@@ -33,6 +38,14 @@ func AppendFrame(dst, p []byte, spec StreamSpec) ([]byte, error) {
 	switch spec.Compress {
 	case ZST:
 		effort := zstEffort(spec.Level)
+		if effort == 0 && len(p) <= zstdfast.MaxFrame {
+			e, _ := fastEncoders.Get().(*zstdfast.Encoder)
+			if e == nil {
+				e = new(zstdfast.Encoder)
+			}
+			defer fastEncoders.Put(e)
+			return e.Append(dst, p), nil
+		}
 		small := len(p) <= smallFrame
 		pool := &frameEncoders[effort][0]
 		if !small {
