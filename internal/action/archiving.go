@@ -70,10 +70,13 @@ func (a *App) enableCluster(ctx context.Context, c Cluster) (ArchivingResult, er
 	if err := a.checkTool(c); err != nil {
 		return res, err
 	}
+	if err := a.checkReach(ctx, c); err != nil {
+		return res, err
+	}
 	if res.Outcome, err = a.createStanza(ctx, c, st); err != nil {
 		return res, err
 	}
-	if err := a.checkReach(ctx, c); err != nil {
+	if err := a.checkReach(ctx, c); err != nil { // what has just been made
 		return res, err
 	}
 	conn, err := pg.Connect(ctx, c.Conn)

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"holdfast/internal/durable"
 )
 
@@ -34,6 +36,9 @@ done`
 // user, while root, who may do everything, would notice nothing. It asks by trying, and changes nothing.
 func (a *App) checkReach(ctx context.Context, c Cluster, dirs ...string) error {
 	uid, gid := ownerOf(c.DataDir, a.fallbackOwner())
+	if err := a.checkPlace(durable.Owner{UID: uid, GID: gid}); err != nil {
+		return err
+	}
 	if uid == 0 || os.Geteuid() != 0 && os.Geteuid() != uid {
 		return nil // there is nothing that user can't, or it can't be tried
 	}
@@ -64,6 +69,24 @@ func (a *App) checkReach(ctx context.Context, c Cluster, dirs ...string) error {
 		return a.outOfReach(c, name, durable.Owner{UID: uid, GID: gid}, out.String()[0], out.String()[1:])
 	}
 	return wrap(err, "look for what the user %s cannot reach", name)
+}
+
+// checkPlace makes sure that the repository's directory is there or can be made by this process. If not, root makes it for
+// PostgreSQL's user.
+func (a *App) checkPlace(owner durable.Owner) error {
+	if _, err := os.Stat(a.o.RepoDir); !errors.Is(err, fs.ErrNotExist) {
+		return nil // or it can't be entered, which is found by trying
+	}
+	above := downTo(a.o.RepoDir)
+	if len(above) == 0 {
+		above = []string{"/"}
+	}
+	parent := above[len(above)-1]
+	if unix.Access(parent, unix.W_OK|unix.X_OK) == nil {
+		return nil
+	}
+	return fmt.Errorf("the repository's directory %s is not there, and this user may not make it in %s: run as root: install -d -m 711 -o %d -g %d %s",
+		a.o.RepoDir, parent, owner.UID, owner.GID, shellWord(a.o.RepoDir))
 }
 
 // outOfReach says what PostgreSQL's user cannot do, and the command that mends it.

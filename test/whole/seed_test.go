@@ -4,17 +4,31 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 
 	"holdfast/test/world"
 )
 
-// shell runs lines in the Alation shell of the instance, entered by its own init script, as an operator would type them.
+// hostLine is what the source document has an operator type on the host.
+const hostLine = "sudo /etc/init.d/alation shell"
+
+// shell runs lines in the Alation shell of the instance, entered from the host by the printed line: root sees the instance's
+// init script at /etc/init.d in a mount namespace of the test's own. An ordinary user enters by the script where it is.
 func shell(t *testing.T, w *world.World, lines ...string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), filepath.Join(w.Root, "etc/init.d/alation"), "shell")
-	out, err := world.Run(cmd, strings.Join(append(lines, "exit"), "\n")+"\n")
+	script := filepath.Join(w.Root, "etc/init.d")
+	typed := strings.Join(append(lines, "exit"), "\n") + "\n"
+	cmd := exec.CommandContext(t.Context(), filepath.Join(script, "alation"), "shell")
+	if os.Geteuid() == 0 {
+		const enter = `mount --bind "$1" /etc/init.d && { command -v sudo >/dev/null || { sudo() { "$@"; }; export -f sudo; }; } && exec bash`
+		cmd = exec.CommandContext(t.Context(), "bash", "-c", enter, "bash", script)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+		typed = hostLine + "\n" + typed + "exit\n"
+	}
+	out, err := world.Run(cmd, typed)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,12 +53,26 @@ func TestSeed(t *testing.T) {
 		"alation.feature_flags.enable_pgbackrest = True", "arrived in the archive", "snapshot.enabled = False")
 	// The default: inside the tarball.
 	expect(shell(t, w, "alation_conf alation.backup_v2.pgbackup_compression", "alation_action backup_all"), "alation.backup_v2.pgbackup_compression = True", "_alation_backup.tar.gz", "_alation_eb_backup.tar.gz")
-	// Exclude the Postgres backup.
-	expect(shell(t, w, "alation_conf alation.backup_v2.pgbackup_compression -s False", "alation_conf pgsql.pgbackrest.repo_dir_name -s data2/pgbackrest/other", "alation_action enable_backupv2", "alation_action backup_all"),
-		"alation.backup_v2.pgbackup_compression = False", "pgsql.pgbackrest.repo_dir_name = data2/pgbackrest/other", "arrived in the archive", "data2/pgbackrest/other")
-	if _, err := os.Stat(filepath.Join(w.Root, "data2/pgbackrest/other/backup", world.Stanza, "backup.info")); err != nil {
-		t.Error(err)
+	// Exclude the Postgres backup. The directory is to be made in the root first; where the instance's user may not, the way is shown.
+	exclude := []string{"alation_conf alation.backup_v2.pgbackup_compression -s False", "alation_conf pgsql.pgbackrest.repo_dir_name -s path/to/directory"}
+	if os.Geteuid() == 0 {
+		got := shell(t, w, append(exclude, "alation_action enable_backupv2 || true")...)
+		m := regexp.MustCompile(`run as root: (install .*)`).FindStringSubmatch(got)
+		if m == nil {
+			t.Fatalf("no command that makes the directory in:\n%s", got)
+		}
+		if out, err := exec.CommandContext(t.Context(), "sh", "-c", m[1]).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v %s", m[1], err, out)
+		}
 	}
+	started, err := w.Text(t.Context(), "select pg_postmaster_start_time()::text")
+	must(t, err)
+	expect(shell(t, w, append(exclude, "alation_action enable_backupv2", "alation_action backup_all")...),
+		"alation.backup_v2.pgbackup_compression = False", "pgsql.pgbackrest.repo_dir_name = path/to/directory", "arrived in the archive", "path/to/directory")
+	if now, err := w.Text(t.Context(), "select pg_postmaster_start_time()::text"); err != nil || now != started {
+		t.Errorf("no restart is required, but the server started at %s and then at %s %v", started, now, err)
+	}
+	threeBackups(t, w)
 	// Amazon S3: the parameters are kept; the secrets are never printed. Copying is another issue's.
 	got := shell(t, w, "alation_conf pgsql.pgbackrest.redundancy.enabled -s True", "alation_conf pgsql.pgbackrest.redundancy.type -s s3", "alation_conf pgsql.pgbackrest.redundancy.s3.endpoint -s",
 		"alation_conf pgsql.pgbackrest.redundancy.s3.bucket -s my-bucket", "alation_conf pgsql.pgbackrest.redundancy.s3.region -s eu-central-1",
@@ -60,6 +88,26 @@ func TestSeed(t *testing.T) {
 	expect(out.Stdout, "complete")
 	if n := len(sets(t, w)); n != 4 {
 		t.Errorf("%d sets, not 4", n)
+	}
+}
+
+// threeBackups: the newest set is two tarballs, the first without PostgreSQL, and a repository in the directory that was named.
+func threeBackups(t *testing.T, w *world.World) {
+	t.Helper()
+	all := sets(t, w)
+	paths := map[string]string{}
+	for _, p := range all[len(all)-1].Pieces {
+		paths[p.Kind] = p.Path
+	}
+	if !strings.HasSuffix(paths["application"], "_alation_backup.tar.gz") || !strings.HasSuffix(paths["eventbus"], "_alation_eb_backup.tar.gz") || paths["postgres"] != filepath.Join(w.Root, "path/to/directory") {
+		t.Fatalf("the pieces are %v", paths)
+	}
+	list, err := exec.CommandContext(t.Context(), "tar", "tzf", paths["application"]).Output()
+	if err != nil || strings.Contains(string(list), "pgbackrest/") || !strings.Contains(string(list), "files/") {
+		t.Errorf("the application's tarball: %v\n%s", err, list)
+	}
+	if _, err := os.Stat(filepath.Join(w.Root, "path/to/directory/backup", world.Stanza, "backup.info")); err != nil {
+		t.Error(err)
 	}
 }
 
