@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"holdfast/internal/engine"
+	"holdfast/internal/pg"
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
 	"holdfast/test/tally"
@@ -45,6 +46,7 @@ func (r *rig) mutationRepo(o engine.BackupOptions) *storage.Mem {
 	r.touch("base/16384/2000", scribble(1, 300_000), 9*time.Hour)
 	r.touch("base/16384/2001", scribble(2, 60_000), 9*time.Hour)
 	r.touch("base/16384/2002", scribble(3, 5_000), 9*time.Hour)
+	r.touch("base/16384/2003", scribble(4, 5_000), 9*time.Hour)
 	for i, typ := range []repo.BackupType{repo.Full, repo.Incr, repo.Diff, repo.Incr} {
 		o.Type = typ
 		if i > 0 {
@@ -56,8 +58,38 @@ func (r *rig) mutationRepo(o engine.BackupOptions) *storage.Mem {
 		_, err := r.backupWith(r.t.Context(), m, m, o)
 		must(r.t, err)
 	}
+	r.mutationArchive(m)
 	must(r.t, m.Sync(r.t.Context()))
 	return m
+}
+
+// mutationArchive archives what a promotion and a backup leave beside the segments: two histories, the first segment of each
+// new timeline, the unfinished last one of the old, and a backup history file of each.
+func (r *rig) mutationArchive(m *storage.Mem) {
+	push := func(file string, err error) {
+		must(r.t, err)
+		_, err = r.push(m, file, repo.LZ4)
+		must(r.t, err)
+	}
+	reason, history := []string{"", "no recovery target specified", "before 2026-03-01 12:00:00+00"}, ""
+	for timeline := uint32(1); timeline <= 2; timeline++ {
+		at := r.server.position
+		last := pg.SegmentName(timeline, at, segmentSize)
+		file, err := r.server.segment(last)
+		must(r.t, err)
+		push(patched(r.t, file, last+".partial", 9000, 'p', byte(timeline)), nil)
+		must(r.t, os.Remove(file))
+		history += fmt.Sprintf("%d\t%s\t%s\n", timeline, at, reason[timeline])
+		push(r.server.write(r.t, fmt.Sprintf("pg_wal/%08X.history", timeline+1), history), nil)
+		r.server.timeline = timeline + 1
+		r.server.position += 0x28
+		first := pg.SegmentName(timeline+1, r.server.position, segmentSize)
+		push(r.server.write(r.t, fmt.Sprintf("pg_wal/%s.%08X.backup", first, uint64(r.server.position)%segmentSize),
+			fmt.Sprintf("START WAL LOCATION: %s (file %s)\nSTOP WAL LOCATION: %s (file %s)\nCHECKPOINT LOCATION: %[1]s\nBACKUP METHOD: streamed\nBACKUP FROM: primary\n"+
+				"START TIME: 2026-03-01 12:00:00 UTC\nLABEL: backup %[5]d\nSTART TIMELINE: %[5]d\nSTOP TIME: 2026-03-01 12:00:05 UTC\nSTOP TIMELINE: %[5]d\n",
+				r.server.position, first, r.server.position+0x100, first, timeline+1)), nil)
+		must(r.t, r.server.switchWAL())
+	}
 }
 
 // kindOf names what an object is, for the count.
@@ -70,8 +102,12 @@ func kindOf(name string) string {
 		return "manifest"
 	case strings.Contains(name, "backup.history"):
 		return "history manifest"
-	case strings.HasSuffix(base, ".backup"), strings.HasSuffix(base, ".history"):
-		return "" // the format keeps no checksum of these
+	case strings.HasSuffix(base, ".backup"):
+		return "backup history file"
+	case strings.HasSuffix(base, ".history"):
+		return "timeline history file"
+	case strings.Contains(base, ".partial-"):
+		return "partial WAL segment"
 	case strings.HasPrefix(name, "archive/"):
 		return "WAL segment"
 	case strings.Contains(name, "/bundle/"):
@@ -115,7 +151,7 @@ func TestMutations(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(3, 4))
 			count := map[string]int{}
 			for i, object := range names {
-				for _, how := range []string{"flip", "truncate", "delete", "swap"} {
+				for _, how := range []string{"flip", "truncate", "empty", "append", "delete", "swap", "swap alike"} {
 					if testing.Short() && (i+len(how))%7 != 0 {
 						continue
 					}
@@ -142,15 +178,36 @@ func TestMutations(t *testing.T) {
 	}
 }
 
+// lastOf is the last object of a kind.
+func lastOf(names []string, kind string) string {
+	last := ""
+	for _, n := range names {
+		if kindOf(n) == kind {
+			last = n
+		}
+	}
+	return last
+}
+
 // mutate damages one object; false: this way of damage changes nothing.
 func mutate(t *testing.T, m *storage.Mem, names []string, all map[string]string, object, how string, rnd *rand.Rand) bool {
 	t.Helper()
 	content := []byte(all[object])
 	put := func(name string, b []byte) { must(t, storage.WriteAll(context.Background(), m, name, b)) }
+	kind, alike := kindOf(object), how == "swap alike"
 	switch how {
 	case "delete":
+		if kind == "backup history file" || kind == "partial WAL segment" || kind == "WAL segment" && object == lastOf(names, kind) {
+			return false // nothing says that there was one
+		}
 		must(t, m.Remove(context.Background(), object))
 		return true
+	case "empty":
+		put(object, nil)
+		return len(content) > 0
+	case "append":
+		put(object, append(content, "garbage"...))
+		return kind != "bundle" // what no manifest names harms nobody, and the original leaves such bytes, too
 	case "truncate":
 		if len(content) == 0 {
 			return false
@@ -163,11 +220,14 @@ func mutate(t *testing.T, m *storage.Mem, names []string, all map[string]string,
 		}
 		content[rnd.IntN(len(content))] ^= 1 << rnd.IntN(8)
 		put(object, content)
-		return true
+		return kind != "backup history file" && kind != "timeline history file" // the format keeps no checksum of their text
 	}
 	for _, other := range names {
-		if other != object && kindOf(other) == kindOf(object) && len(all[other]) != len(all[object]) && // encrypted, two files of one content differ, too
-			path.Ext(other) == path.Ext(object) {
+		// Encrypted, two files of one content differ, too.
+		if other != object && kindOf(other) == kind && path.Ext(other) == path.Ext(object) && all[other] != all[object] && (len(all[other]) == len(all[object])) == alike {
+			if alike && strings.HasPrefix(string(content), "Salted__") {
+				continue
+			}
 			put(object, []byte(all[other]))
 			put(other, content)
 			return true

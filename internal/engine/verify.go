@@ -8,6 +8,7 @@ import (
 	"hash/maphash"
 	"io"
 	"io/fs"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -328,12 +329,40 @@ func (v *verifier) read(stored, original int64) {
 	v.s.o.Events(Moved{original})
 }
 
+// open gives length bytes of an object. One that is not a bundle ends with them, or reading gives an error: bytes behind what
+// the manifest names harm no restore, but nothing that writes repositories leaves them. length < 0: all of it.
+func (v *verifier) open(ctx context.Context, object string, offset, length int64) (io.ReadCloser, error) {
+	if length < 0 || path.Base(path.Dir(object)) == "bundle" {
+		return v.s.o.Storage.Open(ctx, object, offset, length)
+	}
+	r, err := v.s.o.Storage.Open(ctx, object, offset, -1)
+	if err != nil {
+		return nil, err
+	}
+	return &exactReader{r, length}, nil
+}
+
+// exactReader gives an error instead of more than left bytes.
+type exactReader struct {
+	io.ReadCloser
+	left int64
+}
+
+func (r *exactReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	if int64(n) > r.left {
+		return int(r.left), fmt.Errorf("%w: more bytes than the manifest names", repo.ErrCorrupt)
+	}
+	r.left -= int64(n)
+	return n, err
+}
+
 // compare decodes one object and records what differs; only what blind gives is an error. ok: it is as it should be.
 func (v *verifier) compare(ctx context.Context, label repo.Label, object string, offset, length int64, spec repo.StreamSpec, sha1 string, size int64) (ok bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return false, err
 	}
-	r, err := v.s.o.Storage.Open(ctx, object, offset, length)
+	r, err := v.open(ctx, object, offset, length)
 	if errors.Is(err, fs.ErrNotExist) {
 		v.find(label, object, "missing")
 		return false, nil

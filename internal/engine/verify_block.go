@@ -65,7 +65,7 @@ func (v *verifier) image(ctx context.Context, m *repo.Manifest, f *repo.File, ob
 
 // ownImage compares the stored bytes of an image with their checksum and returns its map.
 func (v *verifier) ownImage(ctx context.Context, f *repo.File, object string, offset, length int64, spec repo.StreamSpec) (*repo.BlockMap, error) {
-	r, err := v.s.o.Storage.Open(ctx, object, offset, length)
+	r, err := v.open(ctx, object, offset, length)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errors.New("missing")
 	}

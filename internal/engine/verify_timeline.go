@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path"
 	"slices"
 	"strconv"
@@ -25,20 +26,18 @@ func (v *verifier) history(ctx context.Context, id, object string) error {
 		return err // IsHistoryName has looked at it
 	}
 	var entries []pg.TimelineEntry
-	r, err := v.s.o.Storage.Open(ctx, object, 0, -1)
-	if err == nil {
-		sr, serr := repo.NewStreamReader(r, repo.StreamSpec{Compress: repo.None, Pass: v.ai.CipherPass})
-		if err = serr; err == nil {
-			entries, err = pg.ParseHistory(sr)
-			err = errors.Join(err, sr.Close())
-		}
-		err = errors.Join(err, r.Close())
-	}
+	var end lastByte
+	err = v.plain(ctx, object, func(r io.Reader) (err error) {
+		entries, err = pg.ParseHistory(io.TeeReader(r, &end))
+		return err
+	})
 	if cut := blind(ctx, err); cut != nil {
 		return cut
 	}
 	switch {
 	case err != nil:
+	case len(entries) > 0 && end != '\n':
+		err = errors.New("it ends in the middle of a line")
 	case len(entries) == 0:
 		err = errors.New("it names no timeline that this one came from")
 	case entries[len(entries)-1].Timeline >= uint32(n):
@@ -50,6 +49,56 @@ func (v *verifier) history(ctx context.Context, id, object string) error {
 	// Even a damaged one is there: only its absence is looked for later.
 	v.timelines[timelineKey{id, uint32(n)}] = entries
 	return nil
+}
+
+// plain opens an object of the archive that is never compressed, and hands what is in it to read.
+func (v *verifier) plain(ctx context.Context, object string, read func(io.Reader) error) error {
+	r, err := v.s.o.Storage.Open(ctx, object, 0, -1)
+	if err != nil {
+		return err
+	}
+	sr, err := repo.NewStreamReader(&ctxReader{ctx, r}, repo.StreamSpec{Compress: repo.None, Pass: v.ai.CipherPass})
+	if err == nil {
+		err = errors.Join(read(sr), sr.Close())
+	}
+	return errors.Join(err, r.Close())
+}
+
+// lastByte remembers how what was written to it ended.
+type lastByte byte
+
+func (l *lastByte) Write(p []byte) (int, error) {
+	if len(p) > 0 {
+		*l = lastByte(p[len(p)-1])
+	}
+	return len(p), nil
+}
+
+// backupHistory reads a backup history file. No recovery needs it, but damage to it tells of the store.
+func (v *verifier) backupHistory(ctx context.Context, object string) error {
+	err := v.plain(ctx, object, func(r io.Reader) error { return pg.CheckBackupHistory(path.Base(object), r) })
+	if cut := blind(ctx, err); cut != nil {
+		return cut
+	}
+	if err != nil {
+		v.find("", object, "%v", err)
+	}
+	return nil
+}
+
+// beginnings finds WAL of a timeline that lies before the switch at which its history file has it begin.
+func (v *verifier) beginnings(id string) {
+	size := v.segmentSize[id]
+	for key, entries := range v.timelines {
+		if key.archiveID != id || len(entries) == 0 || size == 0 {
+			continue
+		}
+		begin := entries[len(entries)-1].Switch
+		if first, _ := v.span(id, key.timeline); first != "" && first < pg.SegmentName(key.timeline, begin, size) {
+			name := fmt.Sprintf("%08X.history", key.timeline)
+			v.find("", repo.SegmentDir(v.s.o.Stanza, id, name)+"/"+name, "it has timeline %d begin at %s, and there is WAL of it from %s on", key.timeline, begin, first)
+		}
+	}
 }
 
 // timelineOf is the timeline in a segment's name.

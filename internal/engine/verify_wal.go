@@ -44,6 +44,7 @@ func (v *verifier) archive(ctx context.Context) error {
 				}
 			}
 		}
+		v.beginnings(id)
 		v.gaps(db, id)
 	}
 	return nil
@@ -62,6 +63,8 @@ func (v *verifier) walDir(ctx context.Context, id, dir string) error {
 		if !ok {
 			if !pg.IsBackupHistoryName(base) {
 				v.find("", info.Name, "does not belong into the archive")
+			} else if err := v.backupHistory(ctx, info.Name); err != nil {
+				return err
 			}
 			continue
 		}
