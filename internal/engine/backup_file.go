@@ -116,7 +116,7 @@ func (w *fileWork) run(ctx context.Context) (gone bool, err error) {
 		}
 	}
 	size, sum := w.blockSize(w.f, w.prior)
-	if w.compare && (size == 0 || w.prior.BlockMapSize == 0) { // with a map the blocks are compared as they are read
+	if w.compare && (size == 0 || w.prior.BlockMapSize == 0 || w.prior.BlockSize != size) { // else its blocks are compared as they are read
 		same, err := w.unchanged(ctx)
 		if err != nil || same {
 			return false, err

@@ -123,17 +123,21 @@ func TestTouchedButEqual(t *testing.T) {
 	}
 }
 
-// TestEqualWithoutMap: a file that an earlier backup stored without a block map is not stored again while it is unchanged, only
-// because block incremental is on by now.
+// TestEqualWithoutMap: a file that an earlier backup stored without a block map, or with blocks larger than the file, is not
+// stored again while it is unchanged, only because block incremental would cut it in another way by now.
 func TestEqualWithoutMap(t *testing.T) {
-	for name, o := range map[string]engine.BackupOptions{"touched": {}, "delta": {Delta: true}} {
+	large := engine.BackupOptions{Bundle: true, Block: true, BlockSizes: engine.BlockSizes{Files: []engine.BlockStep{{From: 8192, Value: 128 << 10}}}}
+	for name, c := range map[string]struct{ full, incr engine.BackupOptions }{
+		"touched": {}, "delta": {incr: engine.BackupOptions{Delta: true}}, "large blocks": {full: large}, "large blocks, delta": {full: large, incr: engine.BackupOptions{Delta: true}},
+	} {
+		o := c.incr
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, 15)
 			m := storage.NewMem(nil)
 			must(t, r.create(t.Context(), m))
 			const file = "base/16384/2000"
 			r.touch(file, scribble(1, 90_000), 20*time.Hour)
-			full, _ := r.mustBackup(m, engine.BackupOptions{})
+			full, _ := r.mustBackup(m, c.full)
 			r.touch(file, scribble(1, 90_000), 3*time.Hour)
 			o.Type, o.Bundle, o.Block = repo.Incr, true, true
 			res, im := r.mustBackup(m, o)
