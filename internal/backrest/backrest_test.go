@@ -121,7 +121,7 @@ func TestForward(t *testing.T) {
 	conf := "[global]\nrepo1-path=/r1\n[demo]\npg1-path=/old\n"
 	c := mustParse(t, "--config=/c.conf --stanza=demo --pg1-path=/new --delta --type=immediate --set=20200101-000000F --process-max=2 --repo=1 --log-level-console=info restore",
 		"PGBACKREST_LOCK_PATH=/l PGBACKREST_REPO1_CIPHER_TYPE=aes-256-cbc PGBACKREST_REPO1_CIPHER_PASS=hidden", tree("", "c.conf", conf))
-	want := "--config=/c.conf --lock-path=/l --pg1-path=/new --process-max=2 --repo1-cipher-type=aes-256-cbc --stanza=demo"
+	want := "--config=/c.conf --lock-path=/l --pg1-path=/new --repo1-cipher-type=aes-256-cbc --stanza=demo"
 	if got := strings.Join(c.Forward("archive-get"), " "); got != want {
 		t.Errorf("%s\nwant %s", got, want)
 	}

@@ -241,15 +241,18 @@ func (c *Config) WordsFor(command string) []string {
 }
 
 // Forward are the options of this command line and environment that another command needs to work on the same stanza
-// elsewhere, where the configuration files can be read but this environment cannot. Secrets are left out, and how much this
-// run says.
+// elsewhere, where the configuration files can be read but this environment cannot. Secrets are left out, and what was meant for
+// this run alone.
 func (c *Config) Forward(command string) []string {
 	to := commandNamed(command)
 	return c.words(func(at place, v *value) bool {
 		which := at.o.Section != CommandLine || at.o.Name == "stanza" || strings.HasPrefix(at.o.Name, "config")
-		return v.source <= FromEnvironment && at.o.On&to != 0 && which && !at.o.Secret && !strings.HasPrefix(at.o.Name, "log-level-")
+		return v.source <= FromEnvironment && at.o.On&to != 0 && which && !at.o.Secret && !strings.Contains(ownRun, " "+at.o.Name+" ")
 	}, "")
 }
+
+// ownRun are options that are meant for the run that they were given to, and not for commands that it leaves behind.
+const ownRun = " allow-root cmd exec-id job-retry job-retry-interval log-level-console log-level-file log-level-stderr log-subprocess log-timestamp priority process-max "
 
 func (c *Config) words(want func(place, *value) bool, hidden string) []string {
 	var out []string

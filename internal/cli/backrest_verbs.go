@@ -128,7 +128,7 @@ func (r *backrestRun) restore(ctx context.Context) error {
 		RecoveryOptions: c.Hash("recovery-option", 0), ArchiveModeOff: c.String("archive-mode", 0) == "off",
 		TablespaceMap: c.Hash("tablespace-map", 0), TablespaceMapAll: c.String("tablespace-map-all", 0), LinkAll: c.Bool("link-all", 0), LinkMap: c.Hash("link-map", 0),
 		Delta: c.Bool("delta", 0), Force: c.Bool("force", 0), DBInclude: c.List("db-include", 0), DBExclude: c.List("db-exclude", 0),
-		SpoolDir: c.String("spool-path", 0), ProcessMax: int(c.Int("process-max", 0))}
+		NoneRecovers: true, SpoolDir: c.String("spool-path", 0), ProcessMax: int(c.Int("process-max", 0))}
 	if set := c.String("set", 0); set != "latest" {
 		o.Set = repo.Label(set) // one that is no label is not there, as the original has it
 	}

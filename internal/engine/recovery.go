@@ -132,17 +132,15 @@ func (p *RestorePlan) writeRecovery(own *restoreOwners) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	text := p.recoverySettings(string(old))
-	if text == string(old) {
-		return nil // type none, and nothing to take out
+	if text := p.recoverySettings(string(old)); text != string(old) { // else type none, and nothing to take out
+		if err := p.replace(own, autoConfName, text); err != nil {
+			return err
+		}
 	}
-	if err := p.replace(own, autoConfName, text); err != nil {
-		return err
-	}
-	switch p.Type {
-	case TargetNone:
+	switch {
+	case p.Type == TargetNone && !(p.o.NoneRecovers && p.m.Options.Online):
 		return nil
-	case TargetStandby:
+	case p.Type == TargetStandby:
 		return p.replace(own, "pg_data/standby.signal", "")
 	}
 	return p.replace(own, "pg_data/recovery.signal", "")
