@@ -49,7 +49,11 @@ func backrestMain(ctx context.Context, env *Env) int {
 		}
 		r.verb = r.c.Command.String()
 		r.begin(r.c.Words())
-		if err = r.takePlace(); err == nil {
+		err = r.settle()
+		if err == nil {
+			err = r.takePlace()
+		}
+		if err == nil {
 			err = r.do(ctx)
 		}
 	}
@@ -95,8 +99,9 @@ func (r *backrestRun) parse() error {
 	if err := r.complete(); err != nil {
 		return err
 	}
+	r.neutralUmask()
 	r.log.configure(c)
-	return r.settle()
+	return nil
 }
 
 // complete makes sure that the command can do all that it was told, and was told all that it needs.

@@ -49,6 +49,7 @@ type backrestLog struct {
 
 	mu     sync.Mutex
 	target *os.File // nil: no log file
+	head   string   // goes before the first message in target
 	broken bool     // the log file could not be written, and this was said
 	warned []string // warnings so far: a plan and its run may say the same
 }
@@ -84,11 +85,10 @@ func (l *backrestLog) configure(c *backrest.Config) {
 		return
 	}
 	l.target = f
-	begin := "-------------------PROCESS START-------------------\n"
+	l.head = "-------------------PROCESS START-------------------\n"
 	if info, err := f.Stat(); err == nil && info.Size() > 0 {
-		begin = "\n" + begin
+		l.head = "\n" + l.head
 	}
-	l.write(begin)
 }
 
 // withoutLogFile are the commands that never have a log file.
@@ -134,6 +134,7 @@ func (l *backrestLog) at(level int, text string) {
 }
 
 func (l *backrestLog) write(text string) {
+	text, l.head = l.head+text, ""
 	if _, err := l.target.WriteString(text); err != nil && !l.broken {
 		l.broken = true
 		fmt.Fprintf(l.env.Stderr, "WARN: write log file: %v\n", err)

@@ -56,21 +56,25 @@ func (r *backrestRun) settle() error {
 	return nil
 }
 
-// takePlace sets what concerns the whole process: its priority, and the modes of what it makes.
+// takePlace sets the priority of the process.
 func (r *backrestRun) takePlace() error {
 	if r.given("priority") && r.env.Nice != nil {
 		if err := r.env.Nice(int(r.c.Int("priority", 0))); err != nil {
 			return coded(codeKernel, "unable to set process priority: "+err.Error())
 		}
 	}
+	return nil
+}
+
+// neutralUmask keeps the umask of whoever started us from the modes of all that is made, the log file first; unless it is wanted.
+func (r *backrestRun) neutralUmask() {
 	if r.env.Umask == nil {
-		return nil
+		return
 	}
 	if mask := r.env.Umask(0); r.c.String("neutral-umask", 0) == "n" {
 		r.env.Umask(mask)
 		r.umask = mask
 	}
-	return nil
 }
 
 // given says whether somebody set an option without index, so that it holds.

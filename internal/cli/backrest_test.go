@@ -338,7 +338,7 @@ func TestProcessOptions(t *testing.T) {
 		line string
 		want string
 	}{
-		{"info", "umask 0"}, {"--priority=7 info", "nice 7 umask 0"}, {"--no-neutral-umask info", "umask 0 umask 27"},
+		{"info", "umask 0"}, {"--priority=7 info", "umask 0 nice 7"}, {"--no-neutral-umask info", "umask 0 umask 27"},
 	} {
 		env, _, errs := bareEnv(strings.NewReader(""), append([]string{"pgbackrest", "--no-config", "--repo1-path=" + t.TempDir()}, strings.Fields(c.line)...)...)
 		var calls []string

@@ -379,7 +379,7 @@ func (r *backupRun) copyOnline(ctx context.Context) (err error) {
 // end, changes pg_control.
 func (r *backupRun) copyOffline(ctx context.Context) error {
 	r.start.Time = r.s.o.Now()
-	_, before, err := pg.ReadControl(ctx, r.o.DataDir)
+	_, before, err := pg.ReadControlAs(ctx, r.o.DataDir, r.s.o.PGVersion)
 	if err != nil {
 		return err
 	}
@@ -390,7 +390,7 @@ func (r *backupRun) copyOffline(ctx context.Context) error {
 	if err := r.copyFiles(ctx, work); err != nil {
 		return err
 	}
-	_, after, err := pg.ReadControl(ctx, r.o.DataDir)
+	_, after, err := pg.ReadControlAs(ctx, r.o.DataDir, r.s.o.PGVersion)
 	if err != nil {
 		return err
 	}
