@@ -86,6 +86,7 @@ func TestTablespacesAndDatabases(t *testing.T) {
 	if gone := psql("test1"); gone.code == 0 {
 		t.Error("test1 was to be left out")
 	}
+	r.c.Exec(t, "drop database test1") // what is left of it can be removed
 	r.c.Stop(t, "fast")
 	has(t, r.want(80, "--stanza=demo --delta --db-include=nosuch restore"), "ERROR: [080]")
 	has(t, r.want(76, "--stanza=demo --delta --tablespace-map=nosuch=/x restore"), "ERROR: [076]")

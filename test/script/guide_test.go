@@ -32,7 +32,21 @@ func TestQuickStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	has(t, string(auto), "restore_command = '"+r.name+" --config="+r.conf+` --stanza=demo archive-get %f "%p"'`)
+	// A file that PostgreSQL can't do without is lost, and comes back.
+	r.archive()
+	r.c.Stop(t, "fast")
+	if err := os.Remove(filepath.Join(r.c.DataDir(), "global/pg_control")); err != nil {
+		t.Fatal(err)
+	}
+	r.run("--stanza=demo --delta restore")
+	r.start()
+	if got := r.rows(); got != "Important" {
+		t.Error(got)
+	}
 	r.run("--stanza=demo verify")
+	// Archiving that does not work is found, soon if asked to.
+	r.c.Exec(t, "alter system set archive_command = 'false'", "select pg_reload_conf()")
+	has(t, r.want(82, "--stanza=demo --archive-timeout=.1 check"), "ERROR: [082]: ", "pg_stat_archiver")
 }
 
 // TestConfiguration: where values come from, and what the log says of them.
