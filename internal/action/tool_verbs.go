@@ -17,6 +17,7 @@ import (
 	"holdfast/internal/pg"
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
+	"sync"
 )
 
 // Create leaves a stanza of this cluster alone. The tool works offline: what it would ask the server is in the control file.
@@ -179,8 +180,10 @@ func recoveryOption(name, value string) string {
 
 // What verify --output=text says of each part of a stanza, and the counts below it.
 var (
-	verifyPart   = regexp.MustCompile(`^\s*(archiveId|backup): ([^,\s]+),(?: status: (\w[\w ]*\w),)? total`)
-	verifyCounts = regexp.MustCompile(`: [1-9]`)
+	verifyPart = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^\s*(archiveId|backup): ([^,\s]+),(?: status: (\w[\w ]*\w),)? total`)
+	})
+	verifyCounts = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`: [1-9]`) })
 )
 
 // Verify has the tool read the whole stanza, which is all that older versions can, and keeps what concerns the WAL and the
@@ -205,8 +208,8 @@ func (t *tool) readVerify(out string, set repo.Label) (*engine.VerifyResult, []e
 	unexplained := "" // the stanza's status, if bad and no part of it says why
 	for line := range strings.Lines(out) {
 		line = strings.TrimRight(line, "\n")
-		m := verifyPart.FindStringSubmatch(line)
-		if m != nil && m[3] != "" && m[3] != "valid" || m == nil && verifyCounts.MatchString(line) {
+		m := verifyPart().FindStringSubmatch(line)
+		if m != nil && m[3] != "" && m[3] != "valid" || m == nil && verifyCounts().MatchString(line) {
 			unexplained = ""
 		}
 		switch {
@@ -220,7 +223,7 @@ func (t *tool) readVerify(out string, set repo.Label) (*engine.VerifyResult, []e
 			}
 		case m != nil:
 			object = ""
-		case object != "" && verifyCounts.MatchString(line):
+		case object != "" && verifyCounts().MatchString(line):
 			found = append(found, engine.Finding{Object: object, What: strings.TrimSpace(line)})
 		case strings.HasPrefix(line, "status: ") && line != "status: ok":
 			unexplained = line

@@ -101,7 +101,7 @@ func TestFormatPage(t *testing.T) {
 			t.Errorf("%s is not on the page", word)
 		}
 	}
-	if !strings.Contains(page, idPattern.String()) || !strings.Contains(page, fmt.Sprintf("version %d\n", Format)) {
+	if !strings.Contains(page, idPattern().String()) || !strings.Contains(page, fmt.Sprintf("version %d\n", Format)) {
 		t.Error("the page has another pattern of ids, or another version")
 	}
 }

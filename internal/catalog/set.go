@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -177,11 +178,11 @@ type Set struct {
 	extra map[string]json.RawMessage
 }
 
-var idPattern = regexp.MustCompile(`^[0-9]{12}_[0-9A-Za-z]+(-[0-9A-Za-z]+)*$`)
+var idPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9]{12}_[0-9A-Za-z]+(-[0-9A-Za-z]+)*$`) })
 
 // CheckID says whether s is a <timestamp_version>.
 func CheckID(s string) error {
-	if !idPattern.MatchString(s) || len(s) > 128 {
+	if !idPattern().MatchString(s) || len(s) > 128 {
 		return fmt.Errorf("%q is not the id of a backup set (YYYYMMDDHHMM_major-minor-patch-build); see: holdfast sets list", s)
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -30,7 +31,7 @@ type place struct {
 	config   string
 }
 
-var repoWord = regexp.MustCompile(`^repo([0-9]+)$`)
+var repoWord = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^repo([0-9]+)$`) })
 
 // settings are what is known of the place as pgBackRest's options, so that one door opens repositories of every kind.
 func (p *place) settings(env *Env, stanza string) (*backrestRun, error) {
@@ -42,7 +43,7 @@ func (p *place) settings(env *Env, stanza string) (*backrestRun, error) {
 	}
 	option := func(name, value string) { words = append(words, fmt.Sprintf("--repo%d-%s=%s", key, name, value)) }
 	u, err := url.Parse(p.where)
-	switch m := repoWord.FindStringSubmatch(p.where); {
+	switch m := repoWord().FindStringSubmatch(p.where); {
 	case m != nil:
 		if key, err = strconv.Atoi(m[1]); err != nil {
 			return nil, err

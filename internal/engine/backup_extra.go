@@ -12,6 +12,7 @@ import (
 	"holdfast/internal/pg"
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
+	"sync"
 )
 
 // linker is the repository as a file system, nil when it is none.
@@ -158,11 +159,13 @@ func (r *backupRun) stillStandby(ctx context.Context) error {
 
 // fromStandby matches the files whose changes are all in the WAL (format page, section 13.5): only these may be read
 // from another server than the one that starts and stops the backup.
-var fromStandby = regexp.MustCompile(`^(pg_data/(base|global|pg_xact|pg_multixact)/|pg_tblspc/)`)
+var fromStandby = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(pg_data/(base|global|pg_xact|pg_multixact)/|pg_tblspc/)`)
+})
 
 // sourcePath is where a manifest file is read.
 func (r *backupRun) sourcePath(name string) string {
-	if r.standby == nil || !fromStandby.MatchString(name) {
+	if r.standby == nil || !fromStandby().MatchString(name) {
 		return r.sc.path(name)
 	}
 	if rest, ok := strings.CutPrefix(name, "pg_data/"); ok {

@@ -364,7 +364,7 @@ func (w *fileWork) pump(ctx context.Context, dst io.Writer, n int) error {
 
 // isPaged: files that hold pages with checksums (format page, section 10).
 func isPaged(name string) bool {
-	if !databaseDir.MatchString(path.Dir(name)) {
+	if !databaseDir().MatchString(path.Dir(name)) {
 		return false
 	}
 	base := path.Base(name)

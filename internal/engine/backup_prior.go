@@ -111,7 +111,7 @@ func (p *BackupPlan) merge(m *repo.Manifest, timeline string, now int64, delta b
 // mayLag: an earlier backup has the time stamp of the primary but the contents of the standby, where a page that the primary
 // wrote after that backup's start may have been in memory only. Its WAL has the change; the WAL of this backup has not.
 func mayLag(earlier *repo.Manifest, f *repo.File) bool {
-	return earlier.Options.BackupStandby && f.Timestamp >= earlier.TimeStart-1 && fromStandby.MatchString(f.Name)
+	return earlier.Options.BackupStandby && f.Timestamp >= earlier.TimeStart-1 && fromStandby().MatchString(f.Name)
 }
 
 // eachPair walks two sorted lists of files together; was is nil for a file that only the first has.

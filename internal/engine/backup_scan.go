@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"holdfast/internal/pg"
@@ -35,9 +36,11 @@ type scan struct {
 }
 
 var (
-	tempRelation = regexp.MustCompile(`^t[0-9]+_[0-9]+(_(fsm|vm))?(\.[0-9]+)?$`)
-	relationFork = regexp.MustCompile(`^([0-9]+)(_(fsm|vm|init))?(\.[0-9]+)?$`)
-	databaseDir  = regexp.MustCompile(`^(pg_data/global|pg_data/base/[0-9]+|pg_tblspc/[0-9]+/[^/]+/[0-9]+)$`)
+	tempRelation = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^t[0-9]+_[0-9]+(_(fsm|vm))?(\.[0-9]+)?$`) })
+	relationFork = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^([0-9]+)(_(fsm|vm|init))?(\.[0-9]+)?$`) })
+	databaseDir  = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^(pg_data/global|pg_data/base/[0-9]+|pg_tblspc/[0-9]+/[^/]+/[0-9]+)$`)
+	})
 )
 
 // Root files and directories that a backup leaves out.
@@ -90,7 +93,7 @@ func (s *scan) dir(name, real string, info fs.FileInfo) error {
 		}
 		return err
 	}
-	inDatabase := databaseDir.MatchString(name)
+	inDatabase := databaseDir().MatchString(name)
 	var unlogged map[string]bool
 	if inDatabase {
 		unlogged = unloggedRelations(entries)
@@ -121,10 +124,10 @@ func (s *scan) skip(dir string, e fs.DirEntry, inDatabase bool, unlogged map[str
 		return false
 	case n == "pg_internal.init" || strings.HasPrefix(n, "pg_internal.init."):
 		return true
-	case tempRelation.MatchString(n):
+	case tempRelation().MatchString(n):
 		return true
 	}
-	if m := relationFork.FindStringSubmatch(n); m != nil && unlogged[m[1]] && m[3] != "init" {
+	if m := relationFork().FindStringSubmatch(n); m != nil && unlogged[m[1]] && m[3] != "init" {
 		return true
 	}
 	return false

@@ -17,12 +17,15 @@ import (
 	"holdfast/internal/pg"
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
+	"sync"
 )
 
-var oldTarget = regexp.MustCompile(`^[\t ]*recovery_target[_a-z]*[\t ]*=`)
+var oldTarget = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[\t ]*recovery_target[_a-z]*[\t ]*=`) })
 
 // settingName is what PostgreSQL takes as the name of a setting, an extension's included.
-var settingName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)*$`)
+var settingName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)*$`)
+})
 
 // parseTimeline reads a number as recovery_target_timeline does: decimal, 0x hexadecimal or 0 octal.
 func parseTimeline(text string) (uint32, error) {
@@ -152,7 +155,7 @@ func (p *RestorePlan) recoverySettings(old string) string {
 	var b strings.Builder
 	for line := range strings.Lines(old) {
 		line = strings.TrimRight(line, "\n")
-		if oldTarget.MatchString(line) {
+		if oldTarget().MatchString(line) {
 			line = "# Removed by Holdfast restore on " + stamp + " # " + line
 		}
 		b.WriteString(line + "\n")

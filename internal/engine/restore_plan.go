@@ -232,7 +232,7 @@ func (o *RestoreOptions) check() error {
 		return fmt.Errorf("archive mode off is a recovery setting, and restore type %s writes none; choose another --type", o.Type)
 	}
 	for k := range o.RecoveryOptions {
-		if k = strings.ReplaceAll(k, "-", "_"); !settingName.MatchString(k) {
+		if k = strings.ReplaceAll(k, "-", "_"); !settingName().MatchString(k) {
 			return fmt.Errorf("recovery option %q: not the name of a PostgreSQL setting", k)
 		} else if k == "standby_mode" || k == "trigger_file" {
 			return fmt.Errorf("recovery option %s: PostgreSQL 12 and later have no such setting; use --type=standby", k)

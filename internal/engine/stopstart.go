@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 
 	"holdfast/internal/durable"
@@ -33,7 +34,9 @@ type StopResult struct {
 	Also       string `json:"also,omitempty"`       // after Start: a stop file that still forbids to work
 }
 
-var lockName = regexp.MustCompile(`^(.+)-(archive|backup|restore)(?:-([0-9]+))?\.lock$`)
+var lockName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(.+)-(archive|backup|restore)(?:-([0-9]+))?\.lock$`)
+})
 
 // Stop makes push, backup, expire and the verbs on the stanza refuse with ErrStopped, until Start. Processes that work
 // already go on unless Force: then those that hold a lock of the stanza are sent SIGTERM. A holder that has not said its
@@ -111,7 +114,7 @@ func (r *StopResult) terminate(o StopOptions) error {
 	}
 	var errs []error
 	for _, entry := range files {
-		m := lockName.FindStringSubmatch(entry.Name())
+		m := lockName().FindStringSubmatch(entry.Name())
 		if m == nil || o.Stanza != "" && m[1] != o.Stanza {
 			continue
 		}

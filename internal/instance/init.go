@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"holdfast/internal/durable"
@@ -48,7 +49,7 @@ type InitResult struct {
 	Kept     []string // files of somebody else's that stand where ours would; left as they are
 }
 
-var versionPattern = regexp.MustCompile(`^[0-9]{1,9}(\.[0-9]{1,9}){3}$`)
+var versionPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9]{1,9}(\.[0-9]{1,9}){3}$`) })
 
 // Init lays out an instance, or completes and renews one: run again with the same disks it repairs what is missing and
 // replaces program and scripts; it never touches a parameter store, data or anything that is not its own. Other disks, or
@@ -128,7 +129,7 @@ func (o *InitOptions) plan() (*Instance, error) {
 	if strings.ContainsAny(i.dir, "\n\x00:") {
 		return nil, fmt.Errorf("root %q: a path with a colon or line break cannot stand in PATH", i.dir)
 	}
-	if o.Version != "" && !versionPattern.MatchString(o.Version) {
+	if o.Version != "" && !versionPattern().MatchString(o.Version) {
 		return nil, fmt.Errorf("version %q is not four numbers, such as %s", o.Version, DefaultVersion)
 	}
 	return i, nil

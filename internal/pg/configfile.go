@@ -4,12 +4,13 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 )
 
 var (
 	// postmaster.opts is one line, each argument in double quotes.
-	optsConfig = regexp.MustCompile(`"(?:-c" "|--)config_file=([^"]+)"`)
-	confData   = regexp.MustCompile(`(?m)^[ \t]*data_directory[ \t]*=?[ \t]*'([^'\n]+)'`)
+	optsConfig = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`"(?:-c" "|--)config_file=([^"]+)"`) })
+	confData   = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?m)^[ \t]*data_directory[ \t]*=?[ \t]*'([^'\n]+)'`) })
 )
 
 // etcPostgres is where Debian keeps the configuration of its clusters, <version>/<name>/postgresql.conf.
@@ -29,7 +30,7 @@ func configFile(dataDir, before, etc string) string {
 		if err != nil {
 			continue // a server that never ran has none
 		}
-		if m := optsConfig.FindSubmatch(text); m != nil && filepath.IsAbs(string(m[1])) && isFile(string(m[1])) {
+		if m := optsConfig().FindSubmatch(text); m != nil && filepath.IsAbs(string(m[1])) && isFile(string(m[1])) {
 			return string(m[1])
 		}
 	}
@@ -39,7 +40,7 @@ func configFile(dataDir, before, etc string) string {
 		if err != nil {
 			continue // of another user's cluster
 		}
-		if m := confData.FindSubmatch(text); m != nil && filepath.Clean(string(m[1])) == filepath.Clean(dataDir) {
+		if m := confData().FindSubmatch(text); m != nil && filepath.Clean(string(m[1])) == filepath.Clean(dataDir) {
 			return name
 		}
 	}

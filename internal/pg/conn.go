@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -266,12 +267,14 @@ func (c *Conn) Tablespaces(ctx context.Context) ([]Tablespace, error) {
 	return nil, fmt.Errorf("list tablespaces: %w", err)
 }
 
-var parameterName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)?$`)
+var parameterName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_$]*(\.[A-Za-z_][A-Za-z0-9_$]*)?$`)
+})
 
 // AlterSystem sets one parameter in postgresql.auto.conf; it takes effect with Reload, or at the next start (Setting
 // tells). The value is one string: of a parameter that is a list it becomes the only element.
 func (c *Conn) AlterSystem(ctx context.Context, name, value string) error {
-	if !parameterName.MatchString(name) {
+	if !parameterName().MatchString(name) {
 		return fmt.Errorf("alter system: %.60q is no parameter name", name)
 	}
 	if strings.ContainsRune(value, 0) {

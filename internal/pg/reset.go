@@ -12,7 +12,7 @@ import (
 
 // AlterSystemReset removes one parameter from postgresql.auto.conf; it takes effect like AlterSystem.
 func (c *Conn) AlterSystemReset(ctx context.Context, name string) error {
-	if !parameterName.MatchString(name) {
+	if !parameterName().MatchString(name) {
 		return fmt.Errorf("alter system: %.60q is no parameter name", name)
 	}
 	sql := "alter system reset " + pgx.Identifier(strings.Split(name, ".")).Sanitize()
