@@ -23,7 +23,7 @@
 //	       instance              root directory, disks, shell, init script ─► durable
 //	       schedule  notify      calendar arithmetic and the loop; delivering a message
 //	       durable               crash-safe file replacement
-//	helpers for tests            pg/pgtest, eventbus/kafkatest, storage/storagetest, storage/servertest
+//	helpers for tests            pg/pgtest, eventbus/kafkatest, storage/storagetest, test/stores
 //
 // internal/arch_test.go holds these edges, the calls that only cmd and cli may make, and the ceilings (a file 800 lines,
 // a function 100). Packages below cli take Options structs, return errors, and print nothing.

@@ -59,7 +59,6 @@ var allowed = map[string][]string{
 	"internal/pg/pgtest":           {"internal/pg"},
 	"internal/eventbus/kafkatest":  {"internal/eventbus"},
 	"internal/storage/storagetest": {"internal/storage"},
-	"internal/storage/servertest":  {},
 	"internal/storage/transport":   {"internal/storage"},
 	"internal/storage/gcs":         {"internal/storage", "internal/storage/transport"},
 	"internal/storage/azure":       {"internal/storage", "internal/storage/transport"},
@@ -67,7 +66,7 @@ var allowed = map[string][]string{
 }
 
 // testHelpers are imported by tests, by other helpers and by programs under test/ only. They may read the environment.
-var testHelpers = []string{"internal/pg/pgtest", "internal/eventbus/kafkatest", "internal/storage/storagetest", "internal/storage/servertest"}
+var testHelpers = []string{"internal/pg/pgtest", "internal/eventbus/kafkatest", "internal/storage/storagetest"}
 
 // quarantine says where a dependency may be seen outside tests; the reasons are in docs/dependencies.md.
 var quarantine = []struct {
@@ -86,7 +85,7 @@ var quarantine = []struct {
 	{"github.com/Azure/", []string{"internal/storage/azure"}},
 	{"github.com/pkg/sftp", []string{"internal/storage/sftp"}},
 	{"golang.org/x/crypto/ssh", []string{"internal/storage/sftp"}},
-	{"github.com/hanwen/go-fuse", []string{"internal/storage/servertest"}},
+	{"github.com/hanwen/go-fuse", nil},
 	{"github.com/aws/", []string{"internal/storage/s3"}},
 	{"github.com/rogpeppe/", nil},
 }

@@ -17,7 +17,6 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"holdfast/internal/pg"
-	"holdfast/internal/storage/servertest"
 	"holdfast/test/stores"
 	"holdfast/test/tally"
 )
@@ -41,26 +40,26 @@ func (f far) as(key string) (environ []string) {
 // farStores start a server each and name an empty repository on it.
 var farStores = map[string]func(t *testing.T) far{
 	"gcs": func(t *testing.T) far {
-		s := servertest.GCS(t)
-		return far{words: []string{"--repo1-type=gcs", "--repo1-gcs-bucket=" + servertest.Bucket, "--repo1-gcs-key-type=token", "--repo1-gcs-endpoint=" + s.Address(),
-			"--repo1-storage-ca-file=" + s.CAFile, "--repo1-path=/repo"}, address: "gcs://" + servertest.Bucket + "/repo", secrets: []string{"planted-token"},
+		s := stores.GCS(t)
+		return far{words: []string{"--repo1-type=gcs", "--repo1-gcs-bucket=" + stores.Bucket, "--repo1-gcs-key-type=token", "--repo1-gcs-endpoint=" + s.Address(),
+			"--repo1-storage-ca-file=" + s.CAFile, "--repo1-path=/repo"}, address: "gcs://" + stores.Bucket + "/repo", secrets: []string{"planted-token"},
 			environ: []string{"PGBACKREST_REPO1_GCS_KEY=planted-token", "PGBACKREST_REPO1_GCS_KEY_TYPE=token", "PGBACKREST_REPO1_GCS_ENDPOINT=" + s.Address(), "PGBACKREST_REPO1_STORAGE_CA_FILE=" + s.CAFile}}
 	},
 	"azure": func(t *testing.T) far {
-		s := servertest.Azure(t)
-		return far{words: []string{"--repo1-type=azure", "--repo1-azure-container=" + servertest.Container, "--repo1-storage-host=127.0.0.1", "--repo1-storage-port=" + strconv.Itoa(s.Port),
-			"--repo1-storage-ca-file=" + s.CAFile, "--repo1-path=/repo"}, address: "azure://" + servertest.Container + "/repo", secrets: []string{s.Key},
-			environ: []string{"PGBACKREST_REPO1_AZURE_ACCOUNT=" + servertest.Account, "PGBACKREST_REPO1_AZURE_KEY=" + s.Key, "PGBACKREST_REPO1_STORAGE_HOST=" + s.Address(), "PGBACKREST_REPO1_STORAGE_CA_FILE=" + s.CAFile}}
+		s := stores.Azure(t)
+		return far{words: []string{"--repo1-type=azure", "--repo1-azure-container=" + stores.Container, "--repo1-storage-host=127.0.0.1", "--repo1-storage-port=" + strconv.Itoa(s.Port),
+			"--repo1-storage-ca-file=" + s.CAFile, "--repo1-path=/repo"}, address: "azure://" + stores.Container + "/repo", secrets: []string{s.Key},
+			environ: []string{"PGBACKREST_REPO1_AZURE_ACCOUNT=" + stores.Account, "PGBACKREST_REPO1_AZURE_KEY=" + s.Key, "PGBACKREST_REPO1_STORAGE_HOST=" + s.Address(), "PGBACKREST_REPO1_STORAGE_CA_FILE=" + s.CAFile}}
 	},
 	"sftp": func(t *testing.T) far {
-		s := servertest.SSH(t)
+		s := stores.SSH(t)
 		port := strconv.Itoa(s.Port)
 		return far{words: []string{"--repo1-type=sftp", "--repo1-sftp-host=127.0.0.1", "--repo1-sftp-host-port=" + port, "--repo1-sftp-host-user=" + s.User, "--repo1-sftp-private-key-file=" + s.KeyFile,
 			"--repo1-sftp-known-host=" + s.KnownHosts, "--repo1-path=" + s.Dir + "/repo"}, address: "sftp://" + s.User + "@127.0.0.1:" + port + s.Dir + "/repo",
 			environ: []string{"PGBACKREST_REPO1_SFTP_PRIVATE_KEY_FILE=" + s.KeyFile, "PGBACKREST_REPO1_SFTP_KNOWN_HOST=" + s.KnownHosts}}
 	},
 	"cifs": func(t *testing.T) far {
-		dir := filepath.Join(servertest.Mount(t), "repo")
+		dir := filepath.Join(stores.Mount(t), "repo")
 		return far{words: []string{"--repo1-type=cifs", "--repo1-path=" + dir}, address: dir, environ: []string{"PGBACKREST_REPO1_TYPE=cifs"}}
 	},
 	"s3": func(t *testing.T) far {
@@ -283,7 +282,7 @@ func TestCopyBetweenStores(t *testing.T) {
 
 // TestSFTPKeys: who the server is, is proven before anything is sent, and a locked key is opened with the passphrase of the environment.
 func TestSFTPKeys(t *testing.T) {
-	server := servertest.SSH(t)
+	server := stores.SSH(t)
 	base := []string{"holdfast", "pg", "repo-ls", "--repo1-type=sftp", "--repo1-sftp-host=127.0.0.1", "--repo1-sftp-host-port=" + strconv.Itoa(server.Port), "--repo1-sftp-host-user=" + server.User, "--repo1-path=" + server.Dir}
 	plain, known, fingerprint := "--repo1-sftp-private-key-file="+server.KeyFile, "--repo1-sftp-known-host="+server.KnownHosts, "--repo1-sftp-host-fingerprint="+ssh.FingerprintSHA256(server.HostKey)
 	unknown := filepath.Join(t.TempDir(), "known_hosts")
@@ -321,16 +320,16 @@ func (s said) is(code int, want string) bool {
 // TestStoreParameters describes an external storage of each kind by the instance's parameters, one call after the other: as soon
 // as they are complete it is tried, and nothing shows what is secret.
 func TestStoreParameters(t *testing.T) {
-	gcs, azure, server := servertest.GCS(t), servertest.Azure(t), servertest.SSH(t)
+	gcs, azure, server := stores.GCS(t), stores.Azure(t), stores.SSH(t)
 	for kind, c := range map[string]struct {
 		files   map[string]string // in the instance's root, from where
 		set     []string
 		secrets []string
 		name    string
 	}{
-		"gcs": {map[string]string{"ca.pem": gcs.CAFile, "key.json": servertest.ServiceAccount(t, nil)}, []string{"gcs.bucket " + servertest.Bucket, "gcs.endpoint " + gcs.Address(), "gcs.ca_file /ca.pem", "gcs.key_file /key.json"}, nil, "gcs://" + servertest.Bucket + "/holdfast"},
-		"azure": {map[string]string{"ca.pem": azure.CAFile}, []string{"azure.account " + servertest.Account, "azure.container " + servertest.Container, "azure.endpoint " + azure.Address(), "azure.uri_style path",
-			"azure.ca_file /ca.pem", "azure.key -"}, []string{azure.Key}, "azure://" + servertest.Container + "/holdfast"},
+		"gcs": {map[string]string{"ca.pem": gcs.CAFile, "key.json": stores.ServiceAccount(t, nil)}, []string{"gcs.bucket " + stores.Bucket, "gcs.endpoint " + gcs.Address(), "gcs.ca_file /ca.pem", "gcs.key_file /key.json"}, nil, "gcs://" + stores.Bucket + "/holdfast"},
+		"azure": {map[string]string{"ca.pem": azure.CAFile}, []string{"azure.account " + stores.Account, "azure.container " + stores.Container, "azure.endpoint " + azure.Address(), "azure.uri_style path",
+			"azure.ca_file /ca.pem", "azure.key -"}, []string{azure.Key}, "azure://" + stores.Container + "/holdfast"},
 		"sftp": {map[string]string{"id": server.LockedKey, "known": server.KnownHosts}, []string{"sftp.host 127.0.0.1", "sftp.port " + strconv.Itoa(server.Port), "sftp.user " + server.User, "sftp.path " + server.Dir,
 			"sftp.known_hosts_file /known", "sftp.passphrase -", "sftp.private_key_file /id"}, []string{server.Passphrase}, "sftp://" + server.User + "@127.0.0.1" + server.Dir + "/holdfast"},
 		"cifs": {nil, []string{"posix.path /far"}, nil, "/far/holdfast"},

@@ -10,14 +10,14 @@ import (
 
 	"holdfast/internal/durable"
 	"holdfast/internal/storage"
-	"holdfast/internal/storage/servertest"
 	"holdfast/internal/storage/storagetest"
+	"holdfast/test/stores"
 )
 
 // mounted is a storage on a file system that refuses links, fsync of directories, and changes of owner and mode.
 func mounted(t *testing.T, mount bool) *storage.Posix {
 	t.Helper()
-	p, err := storage.NewPosix(filepath.Join(servertest.Mount(t), "deep/repo"), storage.PosixOptions{Mount: mount,
+	p, err := storage.NewPosix(filepath.Join(stores.Mount(t), "deep/repo"), storage.PosixOptions{Mount: mount,
 		Owner: &durable.Owner{UID: os.Getuid() + 1, GID: os.Getgid() + 1}})
 	must(t, err)
 	t.Cleanup(func() { must(t, p.Close()) })

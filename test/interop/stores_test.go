@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"holdfast/internal/storage/servertest"
+	"holdfast/test/stores"
 	"holdfast/test/tally"
 )
 
@@ -15,13 +15,13 @@ import (
 // which it learnt in 2.46.
 var cloudRepos = map[string]func(t *testing.T) string{
 	"azure": func(t *testing.T) string {
-		s := servertest.Azure(t)
+		s := stores.Azure(t)
 		return fmt.Sprintf("repo1-type=azure\nrepo1-azure-account=%s\nrepo1-azure-container=%s\nrepo1-azure-key=%s\nrepo1-storage-host=localhost\nrepo1-storage-port=%d\nrepo1-storage-ca-file=%s\n",
-			servertest.Account, servertest.Container, s.Key, s.Port, s.CAFile)
+			stores.Account, stores.Container, s.Key, s.Port, s.CAFile)
 	},
 	"gcs": func(t *testing.T) string {
-		s := servertest.GCS(t)
-		return fmt.Sprintf("repo1-type=gcs\nrepo1-gcs-bucket=%s\nrepo1-gcs-key-type=token\nrepo1-gcs-key=planted-token\nrepo1-gcs-endpoint=localhost:%d\nrepo1-storage-ca-file=%s\n", servertest.Bucket, s.Port, s.CAFile)
+		s := stores.GCS(t)
+		return fmt.Sprintf("repo1-type=gcs\nrepo1-gcs-bucket=%s\nrepo1-gcs-key-type=token\nrepo1-gcs-key=planted-token\nrepo1-gcs-endpoint=localhost:%d\nrepo1-storage-ca-file=%s\n", stores.Bucket, s.Port, s.CAFile)
 	},
 }
 

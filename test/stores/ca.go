@@ -1,4 +1,5 @@
-// Package stores runs real storage servers for tests, on free ports of the loopback address and with certificates of an
+// Package stores runs real storage servers for tests (S3, Google Cloud Storage, Azure, SFTP) and a file system that can do as little
+// as a network mount. Servers are ordinary processes on free ports of the loopback address, with certificates of an
 // authority that each test makes. The programs come from scripts/setup.
 package stores
 
@@ -29,8 +30,16 @@ type CA struct {
 // NewCA makes an authority in a directory that goes with the test.
 func NewCA(t testing.TB) *CA {
 	t.Helper()
-	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o755); err != nil {
+	dir, err := os.MkdirTemp("", "hf-stores-") // what is above t.TempDir's is closed to others
+	if err == nil {
+		t.Cleanup(func() {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Error(err)
+			}
+		})
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	c := &CA{Dir: dir, File: filepath.Join(dir, "ca.crt"), Cert: filepath.Join(dir, "public.crt"), Key: filepath.Join(dir, "private.key")}

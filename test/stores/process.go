@@ -1,6 +1,7 @@
 package stores
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,17 +15,13 @@ import (
 	"time"
 )
 
-// program finds a server that scripts/setup has installed.
+// program finds a server that scripts/setup has installed, by its path in the cache.
 func program(t testing.TB, name string) string {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("needs storage servers; run make test")
 	}
-	cache := os.Getenv("HOLDFAST_CACHE")
-	if cache == "" {
-		cache = "/var/cache/holdfast"
-	}
-	path := filepath.Join(cache, "bin", name)
+	path := filepath.Join(cmp.Or(os.Getenv("HOLDFAST_CACHE"), "/var/cache/holdfast"), name)
 	if _, err := os.Stat(path); err != nil {
 		t.Fatalf("%v; run: make setup", err)
 	}
@@ -49,19 +46,28 @@ type process struct {
 	done chan struct{}
 }
 
+// command is a program with a small environment.
+func command(t testing.TB, env []string, name string, args ...string) *exec.Cmd {
+	c := exec.Command(name, args...)
+	c.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}, env...)
+	return c
+}
+
 // run starts a program and waits until ready says that it answers.
-func run(t testing.TB, env []string, ready func(context.Context) error, name string, args ...string) (*process, error) {
+func run(t testing.TB, cmd *exec.Cmd, ready func(context.Context) error) (*process, error) {
 	t.Helper()
-	p := &process{cmd: exec.Command(name, args...), log: filepath.Join(t.TempDir(), "server.log"), done: make(chan struct{})}
+	p := &process{cmd: cmd, log: filepath.Join(t.TempDir(), "server.log"), done: make(chan struct{})}
 	out, err := os.Create(p.log)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
-	p.cmd.Stdout, p.cmd.Stderr = out, out
-	p.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir()}, env...)
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
+	cmd.Stdout, cmd.Stderr = out, out
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Setpgid, cmd.SysProcAttr.Pdeathsig = true, syscall.SIGKILL
+	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
 	go func() {
@@ -84,13 +90,23 @@ func run(t testing.TB, env []string, ready func(context.Context) error, name str
 		}
 		p.stop()
 		text, _ := os.ReadFile(p.log) // may be missing
-		return nil, fmt.Errorf("%s: %w\n%s", filepath.Base(name), err, text)
+		return nil, fmt.Errorf("%s: %w\n%s", filepath.Base(cmd.Path), err, text)
 	}
 }
 
-// stop ends the server and waits for it.
+// start is run for a server whose test is pointless without it.
+func start(t testing.TB, cmd *exec.Cmd, ready func(context.Context) error) *process {
+	t.Helper()
+	p, err := run(t, cmd, ready)
+	if err != nil {
+		t.Fatalf("%v; run: make setup", err)
+	}
+	return p
+}
+
+// stop ends the server, with what it has started, and waits for it.
 func (p *process) stop() {
-	_ = p.cmd.Process.Kill() // it may have ended already
+	_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // it may have ended already
 	<-p.done
 }
 

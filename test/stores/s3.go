@@ -38,7 +38,7 @@ var S3Kinds = []string{"versitygw", "minio"}
 // StartS3 starts a server on an empty directory; it ends with the test.
 func StartS3(t testing.TB, kind string) *S3 {
 	t.Helper()
-	name := program(t, kind)
+	name := program(t, "bin/"+kind)
 	s := &S3{Kind: kind, CA: NewCA(t), Region: "us-east-1", Key: "holdfasttestkey", Secret: "planted-s3-secret-5f1c"}
 	var last error
 	for range 3 { // a port found free may be taken before the server has it
@@ -83,7 +83,7 @@ func (s *S3) start(t testing.TB, name string) (err error) {
 		_, err := s.client.ListBuckets(ctx, &s3.ListBucketsInput{})
 		return err
 	}
-	s.process, err = run(t, env, ready, name, args...)
+	s.process, err = run(t, command(t, env, name, args...), ready)
 	return err
 }
 

@@ -19,16 +19,16 @@ import (
 	"time"
 
 	"holdfast/internal/storage"
-	"holdfast/internal/storage/servertest"
 	"holdfast/internal/storage/storagetest"
+	"holdfast/test/stores"
 )
 
 var paths atomic.Int32
 
 // store returns a store in a path of its own of a running server, with small pages and chunks.
-func store(t testing.TB, server *servertest.AzureServer, change func(*Options)) *Store {
+func store(t testing.TB, server *stores.AzureServer, change func(*Options)) *Store {
 	t.Helper()
-	o := Options{Account: servertest.Account, Container: servertest.Container, Prefix: fmt.Sprintf("/repo/%d", paths.Add(1)), Key: storage.Secret(server.Key),
+	o := Options{Account: stores.Account, Container: stores.Container, Prefix: fmt.Sprintf("/repo/%d", paths.Add(1)), Key: storage.Secret(server.Key),
 		Endpoint: "127.0.0.1", Port: server.Port, URIStyle: StylePath, CAFile: server.CAFile, PartSize: 256 << 10, Tags: map[string]string{"origin": "test"}, Backoff: atOnce(4)}
 	if change != nil {
 		change(&o)
@@ -61,22 +61,22 @@ func stack(s storage.Storage) storage.Storage {
 }
 
 func TestConformance(t *testing.T) {
-	server := servertest.Azure(t)
+	server := stores.Azure(t)
 	storagetest.Run(t, func(t *testing.T) storage.Storage { return store(t, server, nil) })
 }
 
 func TestConformanceOfTheStack(t *testing.T) {
-	server := servertest.Azure(t)
+	server := stores.Azure(t)
 	storagetest.Run(t, func(t *testing.T) storage.Storage { return stack(storage.NewLimit(store(t, server, nil), 4)) })
 }
 
 // A shared access signature is as good as a key; and the account may be a part of the host's name.
 func TestOtherKeysAndStyles(t *testing.T) {
-	server := servertest.Azure(t)
+	server := stores.Azure(t)
 	if err := storagetest.Story(t, stack(store(t, server, func(o *Options) { o.KeyType, o.Key = KeySAS, storage.Secret("?"+server.SAS(t)) })), 700<<10); err != nil {
 		t.Errorf("SAS: %v", err)
 	}
-	s, err := open(Options{Account: servertest.Account, Container: servertest.Container, Prefix: "host-style", Key: storage.Secret(server.Key), PartSize: 256 << 10}, near(t, server.Address()), nil)
+	s, err := open(Options{Account: stores.Account, Container: stores.Container, Prefix: "host-style", Key: storage.Secret(server.Key), PartSize: 256 << 10}, near(t, server.Address()), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,10 +87,10 @@ func TestOtherKeysAndStyles(t *testing.T) {
 
 // TestEveryRequestFailsOnce lets one request after the other fail, in every way: the story ends well each time.
 func TestEveryRequestFailsOnce(t *testing.T) {
-	server := servertest.Azure(t)
-	p := servertest.NewProxy(t, &server.Server)
+	server := stores.Azure(t)
+	p := stores.NewFront(t, &server.Server)
 	cases := 0
-	for _, fault := range servertest.Faults {
+	for _, fault := range stores.Faults {
 		for nth := 1; ; nth++ {
 			p.Spoil(fault, func(n int, _ *http.Request) bool { return n == nth })
 			s := stack(store(t, server, func(o *Options) { o.Port, o.CAFile = p.Port, p.CAFile }))
@@ -111,14 +111,14 @@ func TestEveryRequestFailsOnce(t *testing.T) {
 
 // A lost answer to an upload is not answered by sending everything again: the store is asked first.
 func TestLostAnswerIsNotSentTwice(t *testing.T) {
-	server := servertest.Azure(t)
-	p := servertest.NewProxy(t, &server.Server)
+	server := stores.Azure(t)
+	p := stores.NewFront(t, &server.Server)
 	for _, size := range []int{100, 600 << 10} {
 		commit := func(r *http.Request) bool {
 			return r.Method == "PUT" && (r.URL.Query().Get("comp") == "blocklist" || r.URL.Query().Get("comp") == "")
 		}
 		var commits atomic.Int32
-		p.Spoil(servertest.Lost, func(_ int, r *http.Request) bool { return commit(r) && commits.Add(1) == 1 })
+		p.Spoil(stores.Lost, func(_ int, r *http.Request) bool { return commit(r) && commits.Add(1) == 1 })
 		if err := storage.WriteAll(t.Context(), store(t, server, func(o *Options) { o.Port, o.CAFile = p.Port, p.CAFile }), "a", make([]byte, size)); err != nil {
 			t.Error(err)
 		}
@@ -130,13 +130,13 @@ func TestLostAnswerIsNotSentTwice(t *testing.T) {
 
 // What arrives damaged is not given out.
 func TestTamperedContent(t *testing.T) {
-	server := servertest.Azure(t)
-	p := servertest.NewProxy(t, &server.Server)
+	server := stores.Azure(t)
+	p := stores.NewFront(t, &server.Server)
 	s := stack(store(t, server, func(o *Options) { o.Port, o.CAFile = p.Port, p.CAFile }))
 	if err := storage.WriteAll(t.Context(), s, "a", bytes.Repeat([]byte("x"), 1000)); err != nil {
 		t.Fatal(err)
 	}
-	p.Spoil(servertest.Tampered, func(_ int, r *http.Request) bool { return r.Method == "GET" })
+	p.Spoil(stores.Tampered, func(_ int, r *http.Request) bool { return r.Method == "GET" })
 	if b, err := storage.ReadAll(t.Context(), s, "a", 1<<20); !errors.Is(err, storage.ErrCorrupt) {
 		t.Errorf("%d bytes, %v", len(b), err)
 	}
@@ -144,7 +144,7 @@ func TestTamperedContent(t *testing.T) {
 
 // Two writers that send blocks of one blob: one of them gets an error, and the blob is the other's, whole.
 func TestTwoWritersOfBlocks(t *testing.T) {
-	s := store(t, servertest.Azure(t), nil)
+	s := store(t, stores.Azure(t), nil)
 	var ws [2]storage.Writer
 	for i := range ws {
 		w, err := s.Create(t.Context(), "a", storage.CreateOptions{})
@@ -173,10 +173,10 @@ func TestTwoWritersOfBlocks(t *testing.T) {
 
 // A store that is away, or refuses, is one clear error, without signatures in it.
 func TestErrorsHoldNoSecrets(t *testing.T) {
-	server := servertest.Azure(t)
+	server := stores.Azure(t)
 	const planted = "sv=2020-01-01&sig=planted-secret"
 	for name, change := range map[string]func(*Options){
-		"away":      func(o *Options) { o.Port = servertest.FreePort(t) },
+		"away":      func(o *Options) { o.Port = stores.FreePort(t) },
 		"refused":   func(*Options) {},
 		"untrusted": func(o *Options) { o.CAFile = "" },
 	} {
@@ -203,7 +203,7 @@ func TestErrorsHoldNoSecrets(t *testing.T) {
 
 // A container that is not there is no empty repository.
 func TestNoContainer(t *testing.T) {
-	s := store(t, servertest.Azure(t), func(o *Options) { o.Container = "elsewhere" })
+	s := store(t, stores.Azure(t), func(o *Options) { o.Container = "elsewhere" })
 	_, serr := s.Stat(t.Context(), "a")
 	errs := []error{serr, storage.WriteAll(t.Context(), s, "a", []byte("x"))}
 	for _, err := range s.List(t.Context(), "", storage.ListOptions{}) {
@@ -249,8 +249,8 @@ func TestManagedIdentity(t *testing.T) {
 			_, _ = io.WriteString(w, "hello")
 		}
 	}))
-	_, cert, key := servertest.Certificate(t, t.TempDir())
-	pair, err := tls.LoadX509KeyPair(cert, key)
+	ca := stores.NewCA(t)
+	pair, err := tls.LoadX509KeyPair(ca.Cert, ca.Key)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,8 +16,8 @@ import (
 
 	"holdfast/internal/storage"
 	"holdfast/internal/storage/gcs"
-	"holdfast/internal/storage/servertest"
 	"holdfast/internal/storage/storagetest"
+	"holdfast/test/stores"
 )
 
 // atOnce is a back-off without pauses.
@@ -26,8 +26,8 @@ func atOnce(attempts int) storage.Backoff {
 }
 
 // stack is a store behind a proxy, with the decorators of real life.
-func stack(t *testing.T, p *servertest.Proxy, change func(*gcs.Options)) storage.Storage {
-	s := open(t, &servertest.Server{Port: p.Port, CAFile: p.CAFile}, func(o *gcs.Options) {
+func stack(t *testing.T, p *stores.Front, change func(*gcs.Options)) storage.Storage {
+	s := open(t, &stores.Server{Port: p.Port, CAFile: p.CAFile}, func(o *gcs.Options) {
 		o.Backoff = atOnce(4)
 		if change != nil {
 			change(o)
@@ -38,9 +38,9 @@ func stack(t *testing.T, p *servertest.Proxy, change func(*gcs.Options)) storage
 
 // TestEveryRequestFailsOnce lets one request after the other fail, in every way: the story ends well each time.
 func TestEveryRequestFailsOnce(t *testing.T) {
-	p := servertest.NewProxy(t, servertest.GCS(t))
+	p := stores.NewFront(t, stores.GCS(t))
 	cases := 0
-	for _, fault := range servertest.Faults {
+	for _, fault := range stores.Faults {
 		for nth := 1; ; nth++ {
 			p.Spoil(fault, func(n int, _ *http.Request) bool { return n == nth })
 			if err := storagetest.Story(t, stack(t, p, nil), 700<<10); err != nil {
@@ -60,10 +60,10 @@ func TestEveryRequestFailsOnce(t *testing.T) {
 
 // A lost answer to an upload is not answered by sending everything again: the store is asked first.
 func TestLostAnswerIsNotSentTwice(t *testing.T) {
-	p := servertest.NewProxy(t, servertest.GCS(t))
+	p := stores.NewFront(t, stores.GCS(t))
 	for _, size := range []int{100, 600 << 10} {
 		last := false
-		p.Spoil(servertest.Lost, func(_ int, r *http.Request) bool {
+		p.Spoil(stores.Lost, func(_ int, r *http.Request) bool {
 			hit := !last && (r.URL.Query().Get("uploadType") == "multipart" || strings.HasSuffix(r.Header.Get("Content-Range"), fmt.Sprintf("/%d", size)))
 			last = last || hit
 			return hit
@@ -85,12 +85,12 @@ func TestLostAnswerIsNotSentTwice(t *testing.T) {
 
 // What arrives damaged is not given out.
 func TestTamperedContent(t *testing.T) {
-	p := servertest.NewProxy(t, servertest.GCS(t))
+	p := stores.NewFront(t, stores.GCS(t))
 	s := stack(t, p, nil)
 	if err := storage.WriteAll(t.Context(), s, "a", bytes.Repeat([]byte("x"), 1000)); err != nil {
 		t.Fatal(err)
 	}
-	p.Spoil(servertest.Tampered, func(_ int, r *http.Request) bool { return r.URL.Query().Get("alt") == "media" })
+	p.Spoil(stores.Tampered, func(_ int, r *http.Request) bool { return r.URL.Query().Get("alt") == "media" })
 	if b, err := storage.ReadAll(t.Context(), s, "a", 1<<20); !errors.Is(err, storage.ErrCorrupt) {
 		t.Errorf("%d bytes, %v", len(b), err)
 	}
@@ -98,7 +98,7 @@ func TestTamperedContent(t *testing.T) {
 
 // A store that is away is one clear error, without tokens in it.
 func TestStoreAway(t *testing.T) {
-	s := open(t, &servertest.Server{Port: servertest.FreePort(t)}, func(o *gcs.Options) { o.Token, o.CAFile = "planted-secret", "" })
+	s := open(t, &stores.Server{Port: stores.FreePort(t)}, func(o *gcs.Options) { o.Token, o.CAFile = "planted-secret", "" })
 	_, err := s.Stat(t.Context(), "a")
 	if !storage.IsTemporary(err) || strings.Contains(err.Error(), "planted") || !strings.Contains(err.Error(), "gs://holdfast/repo/") {
 		t.Error(err)
@@ -111,7 +111,7 @@ func TestStoreAway(t *testing.T) {
 // A token that the store refuses in the middle of a run is replaced by a fresh one.
 func TestTokenRunsOut(t *testing.T) {
 	fetched := 0
-	key := servertest.ServiceAccount(t, func(w http.ResponseWriter, r *http.Request) {
+	key := stores.ServiceAccount(t, func(w http.ResponseWriter, r *http.Request) {
 		fetched++
 		if err := r.ParseForm(); err != nil || r.PostForm.Get("assertion") == "" {
 			http.Error(w, "no assertion", http.StatusBadRequest)
@@ -147,7 +147,7 @@ func TestTokenRunsOut(t *testing.T) {
 
 // A refused service account says so, and shows neither key nor assertion.
 func TestTokenRefused(t *testing.T) {
-	key := servertest.ServiceAccount(t, func(w http.ResponseWriter, _ *http.Request) {
+	key := stores.ServiceAccount(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(http.StatusBadRequest)
 		fmt.Fprint(w, `{"error":"invalid_grant","error_description":"Invalid JWT Signature."}`)
@@ -191,7 +191,7 @@ func TestMetadataServer(t *testing.T) {
 
 // A bucket that is not there is no empty repository.
 func TestNoBucket(t *testing.T) {
-	s := open(t, servertest.GCS(t), func(o *gcs.Options) { o.Bucket = "elsewhere"; o.Backoff = atOnce(2) })
+	s := open(t, stores.GCS(t), func(o *gcs.Options) { o.Bucket = "elsewhere"; o.Backoff = atOnce(2) })
 	for _, err := range s.List(t.Context(), "", storage.ListOptions{}) {
 		if err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "404") {
 			t.Errorf("list: %v", err)

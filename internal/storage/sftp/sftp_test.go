@@ -23,15 +23,15 @@ import (
 	"golang.org/x/crypto/ssh/agent"
 
 	"holdfast/internal/storage"
-	"holdfast/internal/storage/servertest"
 	"holdfast/internal/storage/sftp"
 	"holdfast/internal/storage/storagetest"
+	"holdfast/test/stores"
 )
 
 var paths atomic.Int32
 
 // store returns a store in a directory of its own of a running server.
-func store(t testing.TB, server *servertest.SSHServer, change func(*sftp.Options)) *sftp.Store {
+func store(t testing.TB, server *stores.SSHServer, change func(*sftp.Options)) *sftp.Store {
 	t.Helper()
 	o := sftp.Options{Host: "127.0.0.1", Port: server.Port, User: server.User, Path: filepath.Join(server.Dir, fmt.Sprintf("deep/repo%d", paths.Add(1))),
 		PrivateKeyFile: server.KeyFile, KnownHosts: []string{server.KnownHosts}}
@@ -61,18 +61,18 @@ func stack(s storage.Storage) storage.Storage {
 }
 
 func TestConformance(t *testing.T) {
-	server := servertest.SSH(t)
+	server := stores.SSH(t)
 	storagetest.Run(t, func(t *testing.T) storage.Storage { return store(t, server, nil) })
 }
 
 func TestConformanceOfTheStack(t *testing.T) {
-	server := servertest.SSH(t)
+	server := stores.SSH(t)
 	storagetest.Run(t, func(t *testing.T) storage.Storage { return stack(storage.NewLimit(store(t, server, nil), 4)) })
 }
 
 // Directories are synced, too: the server is asked to, and does not say that it cannot.
 func TestModesAndSyncs(t *testing.T) {
-	server := servertest.SSH(t)
+	server := stores.SSH(t)
 	s := store(t, server, nil)
 	if err := storage.WriteAll(t.Context(), s, "a/b", []byte("x")); err != nil {
 		t.Fatal(err)
@@ -94,8 +94,8 @@ func TestModesAndSyncs(t *testing.T) {
 // Whatever packet the connection breaks at: the story ends well, or in a clear error with nothing half published, and the
 // next run ends well. Nothing hangs.
 func TestEveryPacketMayBeTheLast(t *testing.T) {
-	server := servertest.SSH(t)
-	w := servertest.NewWire(t, server.Port)
+	server := stores.SSH(t)
+	w := stores.NewWire(t, server.Port)
 	known := filepath.Join(t.TempDir(), "known")
 	cuts, failed := 0, 0
 	for at := 1; ; at += 1 + at/10 {
@@ -138,8 +138,8 @@ func TestEveryPacketMayBeTheLast(t *testing.T) {
 
 // A rename whose answer is lost is found done when Commit is called again.
 func TestCommitAfterLostConnection(t *testing.T) {
-	server := servertest.SSH(t)
-	w := servertest.NewWire(t, server.Port)
+	server := stores.SSH(t)
+	w := stores.NewWire(t, server.Port)
 	s := store(t, server, func(o *sftp.Options) { o.Port, o.HostKeyCheck = w.Port, sftp.CheckNone })
 	retry := storage.NewRetry(s, storage.RetryOptions{Backoff: atOnce(4)})
 	if err := storage.WriteAll(t.Context(), s, "a", []byte("old")); err != nil {
@@ -188,7 +188,7 @@ func fingerprints(key ssh.PublicKey) map[string][2]string {
 }
 
 func TestHostKeys(t *testing.T) {
-	server := servertest.SSH(t)
+	server := stores.SSH(t)
 	dir := t.TempDir()
 	empty, other := filepath.Join(dir, "none"), filepath.Join(dir, "other")
 	text, err := os.ReadFile(server.KnownHosts)
@@ -244,7 +244,7 @@ func TestHostKeys(t *testing.T) {
 }
 
 func TestKeys(t *testing.T) {
-	server := servertest.SSH(t)
+	server := stores.SSH(t)
 	keyring := agent.NewKeyring()
 	if err := keyring.Add(agent.AddedKey{PrivateKey: server.Signer}); err != nil {
 		t.Fatal(err)
@@ -279,7 +279,7 @@ func TestKeys(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	other := servertest.SSH(t)
+	other := stores.SSH(t)
 	_, err = store(t, server, func(o *sftp.Options) { o.PrivateKeyFile = other.KeyFile }).Stat(t.Context(), "x")
 	if !errors.Is(err, sftp.ErrAuth) || storage.IsTemporary(err) {
 		t.Errorf("a key that the server does not know: %v", err)
@@ -287,7 +287,7 @@ func TestKeys(t *testing.T) {
 }
 
 func TestOptionsAreChecked(t *testing.T) {
-	server := servertest.SSH(t)
+	server := stores.SSH(t)
 	open := filepath.Join(t.TempDir(), "open")
 	if b, err := os.ReadFile(server.KeyFile); err != nil || os.WriteFile(open, b, 0o600) != nil || os.Chmod(open, 0o644) != nil {
 		t.Fatal(err)
@@ -319,8 +319,8 @@ func TestOptionsAreChecked(t *testing.T) {
 
 // A server that is away is a temporary error that says which one.
 func TestServerAway(t *testing.T) {
-	server := servertest.SSH(t)
-	port := servertest.FreePort(t)
+	server := stores.SSH(t)
+	port := stores.FreePort(t)
 	_, err := store(t, server, func(o *sftp.Options) { o.Port = port }).Stat(t.Context(), "x")
 	if !storage.IsTemporary(err) || !strings.Contains(err.Error(), fmt.Sprintf("@127.0.0.1:%d", port)) {
 		t.Error(err)
@@ -329,7 +329,7 @@ func TestServerAway(t *testing.T) {
 
 // A server that says nothing any more is noticed, also by those who wait for an answer.
 func TestSilence(t *testing.T) {
-	server := servertest.SSH(t)
+	server := stores.SSH(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -343,7 +343,7 @@ func TestSilence(t *testing.T) {
 
 // Tree removal, sweeping and links keep to what they should.
 func TestLinksAndSweep(t *testing.T) {
-	s := store(t, servertest.SSH(t), nil)
+	s := store(t, stores.SSH(t), nil)
 	for _, err := range []error{storage.WriteAll(t.Context(), s, "a/b", []byte("one")), storage.WriteAll(t.Context(), s, "c/d/e", []byte("two")),
 		s.Link(t.Context(), "a/b", "c/d/e"), s.Link(t.Context(), "a/b", "c/d/e"), s.Symlink(t.Context(), "b", "a/object"), s.Symlink(t.Context(), "missing", "a/dangling")} {
 		if err != nil {

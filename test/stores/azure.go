@@ -1,4 +1,4 @@
-package servertest
+package stores
 
 import (
 	"context"
@@ -6,8 +6,6 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"net/http"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -33,20 +31,17 @@ type AzureServer struct {
 // Azure starts Azurite with one account and the container Container. Its address has the account in the path.
 func Azure(t testing.TB) *AzureServer {
 	t.Helper()
-	needServers(t)
-	dir := publicDir(t)
+	program := program(t, "azurite/node_modules/azurite/dist/src/blob/main.js")
 	var secret [64]byte
 	if _, err := rand.Read(secret[:]); err != nil {
 		t.Fatal(err)
 	}
-	s := &AzureServer{Server{Port: FreePort(t), log: filepath.Join(dir, "log")}, base64.StdEncoding.EncodeToString(secret[:])}
-	ca, cert, key := Certificate(t, dir)
-	s.CAFile = ca
-	cmd := exec.Command("node", filepath.Join(cache(), "azurite/node_modules/azurite/dist/src/blob/main.js"), "--blobHost", "127.0.0.1", "--blobPort", strconv.Itoa(s.Port),
-		"--cert", cert, "--key", key, "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent")
-	cmd.Dir = dir
-	cmd.Env = append(cmd.Environ(), "AZURITE_ACCOUNTS="+Account+":"+s.Key)
-	start(t, cmd, s.log, answersHTTPS(s.Address(), ca))
+	ca := NewCA(t)
+	s := &AzureServer{Server{Port: FreePort(t), CAFile: ca.File}, base64.StdEncoding.EncodeToString(secret[:])}
+	cmd := command(t, []string{"AZURITE_ACCOUNTS=" + Account + ":" + s.Key}, "node", program, "--blobHost", "127.0.0.1", "--blobPort", strconv.Itoa(s.Port),
+		"--cert", ca.Cert, "--key", ca.Key, "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent")
+	cmd.Dir = t.TempDir()
+	s.log = start(t, cmd, answersHTTPS(s.Address(), ca.File)).log
 	c := s.client(t)
 	if _, err := c.Create(context.Background(), nil); err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package servertest
+package stores
 
 import (
 	"bytes"
@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// Fault is what a Proxy does to one request.
+// Fault is what a Front does to one request.
 type Fault int
 
 // The faults.
@@ -34,8 +34,8 @@ func (f Fault) String() string {
 	return [...]string{"busy", "refused", "cut up", "lost", "cut down", "tampered"}[f]
 }
 
-// Proxy is between an adapter and its server, and spoils the requests that it is told to.
-type Proxy struct {
+// Front is between an adapter and its server, and spoils the requests that it is told to.
+type Front struct {
 	Port   int
 	CAFile string
 
@@ -52,39 +52,38 @@ type Proxy struct {
 }
 
 // Address is host and port.
-func (p *Proxy) Address() string { return "127.0.0.1:" + strconv.Itoa(p.Port) }
+func (p *Front) Address() string { return "127.0.0.1:" + strconv.Itoa(p.Port) }
 
 // Spoil makes the requests fail that match says yes to, numbered from 1, from now on. nil: none.
-func (p *Proxy) Spoil(f Fault, match func(n int, r *http.Request) bool) {
+func (p *Front) Spoil(f Fault, match func(n int, r *http.Request) bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.fault, p.match, p.seen, p.fired, p.kinds = f, match, 0, 0, nil
 }
 
 // Fired returns how many requests have been spoilt since the last Spoil, and Requests what has been asked since.
-func (p *Proxy) Fired() int {
+func (p *Front) Fired() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.fired
 }
 
 // Requests are the requests since the last Spoil, as "PUT /path".
-func (p *Proxy) Requests() []string {
+func (p *Front) Requests() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return append([]string(nil), p.kinds...)
 }
 
-// NewProxy starts one in front of a server that speaks HTTPS.
-func NewProxy(t testing.TB, s *Server) *Proxy {
+// NewFront starts one in front of a server that speaks HTTPS.
+func NewFront(t testing.TB, s *Server) *Front {
 	t.Helper()
-	dir := publicDir(t)
-	ca, cert, key := Certificate(t, dir)
-	pair, err := tls.LoadX509KeyPair(cert, key)
+	ca := NewCA(t)
+	pair, err := tls.LoadX509KeyPair(ca.Cert, ca.Key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{CAFile: ca}
+	p := &Front{CAFile: ca.File}
 	// The way behind the proxy is not what is tested: any certificate will do.
 	back := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableCompression: true, MaxIdleConnsPerHost: 32}
 	front := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { p.serve(w, r, back, s.Address()) }))
@@ -100,7 +99,7 @@ func NewProxy(t testing.TB, s *Server) *Proxy {
 }
 
 // judge counts a request and says whether it is to be spoilt.
-func (p *Proxy) judge(r *http.Request) (Fault, bool) {
+func (p *Front) judge(r *http.Request) (Fault, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.seen++
@@ -113,7 +112,7 @@ func (p *Proxy) judge(r *http.Request) (Fault, bool) {
 }
 
 // forward asks the server, unless before has the answer.
-func (p *Proxy) forward(r *http.Request, back http.RoundTripper) (*http.Response, error) {
+func (p *Front) forward(r *http.Request, back http.RoundTripper) (*http.Response, error) {
 	if p.before != nil {
 		if resp := p.before(r); resp != nil {
 			return resp, nil
@@ -126,7 +125,7 @@ func (p *Proxy) forward(r *http.Request, back http.RoundTripper) (*http.Response
 	return resp, err
 }
 
-func (p *Proxy) serve(w http.ResponseWriter, r *http.Request, back http.RoundTripper, to string) {
+func (p *Front) serve(w http.ResponseWriter, r *http.Request, back http.RoundTripper, to string) {
 	fault, spoil := p.judge(r)
 	hang := func() {
 		c, _, err := w.(http.Hijacker).Hijack()
@@ -159,7 +158,7 @@ func (p *Proxy) serve(w http.ResponseWriter, r *http.Request, back http.RoundTri
 	}
 	resp, err := p.forward(out, back)
 	if err != nil {
-		http.Error(w, "proxy: "+err.Error(), http.StatusBadGateway)
+		http.Error(w, "front: "+err.Error(), http.StatusBadGateway)
 		return
 	}
 	answer, err := io.ReadAll(resp.Body)

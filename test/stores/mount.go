@@ -1,4 +1,4 @@
-package servertest
+package stores
 
 import (
 	"context"
@@ -47,7 +47,7 @@ func Mount(t testing.TB) string {
 // publicDir is a directory that every user may use: servers and PostgreSQL run as users of their own.
 func publicDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "servertest-")
+	dir, err := os.MkdirTemp("", "hf-stores-")
 	if err == nil {
 		err = os.Chmod(dir, 0o777)
 	}

@@ -1,4 +1,4 @@
-package servertest
+package stores
 
 import (
 	"crypto/tls"
@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -24,16 +23,13 @@ const Bucket = "holdfast"
 // real store does; the server takes a question how much of an upload has arrived for the upload's end.
 func GCS(t testing.TB) *Server {
 	t.Helper()
-	needServers(t)
-	dir := publicDir(t)
-	s := &Server{Port: FreePort(t), log: filepath.Join(dir, "log")}
-	ca, cert, key := Certificate(t, dir)
-	s.CAFile = ca
-	cmd := exec.Command(filepath.Join(cache(), "bin/fake-gcs-server"), "-scheme", "https", "-host", "127.0.0.1", "-port", strconv.Itoa(s.Port),
-		"-cert-location", cert, "-private-key-location", key, "-backend", "memory", "-external-url", "https://"+s.Address(), "-log-level", "warn")
-	start(t, cmd, s.log, answersHTTPS(s.Address(), ca))
+	name, ca := program(t, "bin/fake-gcs-server"), NewCA(t)
+	s := &Server{Port: FreePort(t), CAFile: ca.File}
+	cmd := command(t, nil, name, "-scheme", "https", "-host", "127.0.0.1", "-port", strconv.Itoa(s.Port),
+		"-cert-location", ca.Cert, "-private-key-location", ca.Key, "-backend", "memory", "-external-url", "https://"+s.Address(), "-log-level", "warn")
+	s.log = start(t, cmd, answersHTTPS(s.Address(), ca.File)).log
 	pool := x509.NewCertPool()
-	pem, err := os.ReadFile(ca)
+	pem, err := os.ReadFile(ca.File)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +43,7 @@ func GCS(t testing.TB) *Server {
 	if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("make the bucket: %s %s %v", resp.Status, text, err)
 	}
-	front := NewProxy(t, s)
+	front := NewFront(t, s)
 	q := &questions{has: map[string]int64{}}
 	front.before, front.after = q.before, q.after
 	return &Server{Port: front.Port, CAFile: front.CAFile, log: s.log}

@@ -1,6 +1,7 @@
-package servertest
+package stores
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/pem"
@@ -41,10 +42,12 @@ func (s *SSHServer) Log(t testing.TB) string { return (&Server{log: s.log}).Log(
 // SSH starts OpenSSH's server as an ordinary user; as root, as the user postgres.
 func SSH(t testing.TB) *SSHServer {
 	t.Helper()
-	needServers(t)
+	if testing.Short() {
+		t.Skip("needs OpenSSH's server; run make test")
+	}
 	dir := publicDir(t)
 	s := &SSHServer{Port: FreePort(t), Dir: filepath.Join(dir, "data"), KeyFile: filepath.Join(dir, "id"), LockedKey: filepath.Join(dir, "id-locked"),
-		Passphrase: "planted-passphrase", KnownHosts: filepath.Join(dir, "known_hosts"), log: filepath.Join(dir, "log")}
+		Passphrase: "planted-passphrase", KnownHosts: filepath.Join(dir, "known_hosts")}
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -107,8 +110,8 @@ func SSH(t testing.TB) *SSHServer {
 	cmd.Env = []string{"PATH=/usr/bin:/bin"}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
-	start(t, cmd, s.log, func() error {
-		c, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(s.Port)))
+	s.log = start(t, cmd, func(ctx context.Context) error {
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(s.Port)))
 		if err != nil {
 			return err
 		}
@@ -118,7 +121,7 @@ func SSH(t testing.TB) *SSHServer {
 			return fmt.Errorf("not an SSH server: %q %v", hello, err)
 		}
 		return nil
-	})
+	}).log
 	return s
 }
 
