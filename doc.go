@@ -17,6 +17,7 @@
 //	       storage               named objects: the interface, posix, memory, wrappers ─► durable
 //	       storage/<vendor>      one adapter each, the SDK kept inside ─► storage storage/transport
 //	       storage/transport     HTTP to a store: certificates, limits on silence, what may be repeated ─► storage
+//	       storage/bucket        what adapters for object stores share ─► storage, storage/transport
 //	       pg                    PostgreSQL as files and as a server
 //	cli ─► conf                  the parameter table and its store ─► durable
 //	       backrest              pgBackRest's command line, environment and configuration files

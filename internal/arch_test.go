@@ -60,8 +60,9 @@ var allowed = map[string][]string{
 	"internal/eventbus/kafkatest":  {"internal/eventbus"},
 	"internal/storage/storagetest": {"internal/storage"},
 	"internal/storage/transport":   {"internal/storage"},
-	"internal/storage/gcs":         {"internal/storage", "internal/storage/transport"},
-	"internal/storage/azure":       {"internal/storage", "internal/storage/transport"},
+	"internal/storage/bucket":      {"internal/storage", "internal/storage/transport"},
+	"internal/storage/gcs":         {"internal/storage", "internal/storage/transport", "internal/storage/bucket"},
+	"internal/storage/azure":       {"internal/storage", "internal/storage/transport", "internal/storage/bucket"},
 	"internal/storage/sftp":        {"internal/storage", "internal/durable"},
 }
 

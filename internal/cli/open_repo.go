@@ -63,9 +63,9 @@ func openS3(env *Env, c *backrest.Config, key int) (storage.Storage, error) {
 		RequesterPays: c.Bool("repo-s3-requester-pays", key), PartSize: c.Int("repo-storage-upload-chunk-size", key), Timeout: c.Duration("io-timeout", 0), Now: env.Now,
 		Lock: s3.LockMode(strings.ToUpper(c.String("repo-s3-object-lock-mode", key))), LockPeriod: c.Duration("repo-s3-object-lock-period", key),
 		Encryption: s3.Encryption{S3: c.String("repo-s3-sse", key) == "s3", KMS: c.String("repo-s3-sse", key) == "kms", KMSKey: c.String("repo-s3-kms-key-id", key),
-			CustomerKey: s3.Secret(c.String("repo-s3-sse-customer-key", key))},
-		Credentials: s3.Credentials{Type: s3.KeyType(c.String("repo-s3-key-type", key)), Key: s3.Secret(c.String("repo-s3-key", key)), Secret: s3.Secret(c.String("repo-s3-key-secret", key)),
-			Token: s3.Secret(c.String("repo-s3-token", key)), Role: c.String("repo-s3-role", key), STSEndpoint: c.String("repo-s3-sts-host", key), Command: c.List("repo-s3-process-cmd", key)},
+			CustomerKey: storage.Secret(c.String("repo-s3-sse-customer-key", key))},
+		Credentials: s3.Credentials{Type: s3.KeyType(c.String("repo-s3-key-type", key)), Key: storage.Secret(c.String("repo-s3-key", key)), Secret: storage.Secret(c.String("repo-s3-key-secret", key)),
+			Token: storage.Secret(c.String("repo-s3-token", key)), Role: c.String("repo-s3-role", key), STSEndpoint: c.String("repo-s3-sts-host", key), Command: c.List("repo-s3-process-cmd", key)},
 	}
 	if service := c.String("repo-s3-service", key); service != "s3" {
 		return nil, &usageError{fmt.Sprintf("repo%d-s3-service=%s: requests are signed for the service s3 only; remove the option", key, service)}

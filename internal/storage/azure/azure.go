@@ -17,12 +17,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
-	"io"
-	"io/fs"
 	"iter"
 	"net"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -35,6 +32,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
 
 	"holdfast/internal/storage"
+	"holdfast/internal/storage/bucket"
 	"holdfast/internal/storage/transport"
 )
 
@@ -84,11 +82,13 @@ type Options struct {
 // Store is a container, or what is below one path in it. It implements storage.Storage.
 type Store struct {
 	o         Options
-	prefix    string // "" or ending in a slash
 	container *container.Client
-	uploads   *storage.Uploads
 	page      int32 // blobs asked for in one list request
+	*bucket.Bucket
 }
+
+// blobs is the container's protocol for package bucket.
+type blobs struct{ *Store }
 
 // New checks the options and reads the certificates. It connects to nothing.
 func New(o Options) (*Store, error) { return open(o, nil, nil) }
@@ -105,9 +105,6 @@ func open(o Options, to, identity policy.Transporter) (*Store, error) {
 		o.Connections = connections
 	}
 	s := &Store{o: o, page: pageSize}
-	if p := strings.Trim(o.Prefix, "/"); p != "" {
-		s.prefix = p + "/"
-	}
 	var err error
 	if to == nil {
 		if to, err = transport.New(transport.Options{CAFile: o.CAFile, CAPath: o.CAPath, SkipVerifyTLS: o.SkipVerifyTLS, Timeout: o.Timeout}); err != nil {
@@ -122,8 +119,7 @@ func open(o Options, to, identity policy.Transporter) (*Store, error) {
 	if s.container, err = connect(o, to, identity); err != nil {
 		return nil, err
 	}
-	s.uploads = storage.NewUploads(uploader{s}, storage.UploadOptions{PartSize: o.PartSize, Parallel: parallelBlocks, Requests: o.Connections,
-		Memory: 2 * o.PartSize * int64(o.Connections)})
+	s.Bucket = bucket.New(bucket.Options{Address: "azure://" + o.Account + "/" + o.Container, Prefix: o.Prefix, Connections: o.Connections, PartSize: o.PartSize, Parallel: parallelBlocks}, blobs{s})
 	return s, nil
 }
 
@@ -185,19 +181,6 @@ func connect(o Options, to, identity policy.Transporter) (*container.Client, err
 	return c, nil
 }
 
-// Abilities says that calls go over a network and that nothing beyond the interface is offered.
-func (s *Store) Abilities() storage.Abilities {
-	return storage.Abilities{Connections: s.o.Connections, Remote: true}
-}
-
-// fail describes an error by the blob's address.
-func (s *Store) fail(op, name string, err error) error {
-	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return err
-	}
-	return &fs.PathError{Op: op, Path: "azure://" + s.o.Account + "/" + s.o.Container + "/" + s.prefix + name, Err: err}
-}
-
 // statusError is an answer that says no.
 type statusError struct {
 	status int
@@ -221,7 +204,7 @@ func translate(ctx context.Context, err error) error {
 	if errors.As(err, &answer) {
 		e := &statusError{answer.StatusCode, answer.ErrorCode}
 		if answer.StatusCode == http.StatusNotFound && answer.ErrorCode != string(bloberror.BlobNotFound) && answer.ErrorCode != "" {
-			return e // the container is missing: that is no missing blob
+			return storage.Unavailable(e) // the container is missing: that is no missing blob
 		}
 		header := http.Header{}
 		if answer.RawResponse != nil {
@@ -234,7 +217,7 @@ func translate(ctx context.Context, err error) error {
 		if r := identity.RawResponse; r != nil {
 			return transport.Mark(fmt.Errorf("managed identity: no token is given out (%d %s)", r.StatusCode, http.StatusText(r.StatusCode)), r.StatusCode, r.Header)
 		}
-		return errors.New("managed identity: this machine has none, or its metadata server does not answer")
+		return storage.Unavailable(errors.New("managed identity: this machine has none, or its metadata server does not answer"))
 	}
 	return transport.Error(ctx, err)
 }
@@ -248,14 +231,6 @@ func code(err error) string {
 	return ""
 }
 
-// check is what every call with a name begins with.
-func check(ctx context.Context, name string) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return storage.CheckName(name)
-}
-
 // properties is what the store knows of a blob.
 type properties struct {
 	size int64
@@ -266,7 +241,7 @@ type properties struct {
 
 // stat asks for a blob's properties.
 func (s *Store) stat(ctx context.Context, name string) (properties, error) {
-	r, err := s.container.NewBlobClient(s.prefix+name).GetProperties(ctx, nil)
+	r, err := s.container.NewBlobClient(s.Key(name)).GetProperties(ctx, nil)
 	if err != nil {
 		return properties{}, translate(ctx, err)
 	}
@@ -291,205 +266,88 @@ func crcOf(meta map[string]*string) []byte {
 	return nil
 }
 
-// Stat implements storage.Storage.
-func (s *Store) Stat(ctx context.Context, name string) (storage.Info, error) {
-	if err := check(ctx, name); err != nil {
-		return storage.Info{}, err
-	}
-	if err := s.uploads.Wait(ctx, name); err != nil {
-		return storage.Info{}, err
-	}
+// Stat implements bucket.Protocol.
+func (s blobs) Stat(ctx context.Context, name string) (bucket.Object, error) {
 	p, err := s.stat(ctx, name)
-	if err != nil {
-		return storage.Info{}, s.fail("stat", name, err)
-	}
-	return storage.Info{Name: name, Size: p.size, ModTime: p.time}, nil
+	return bucket.Object{Size: p.size, Time: p.time}, err
 }
 
-// Open implements storage.Storage. The request for the bytes is sent at once.
-func (s *Store) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, error) {
-	if err := check(ctx, name); err != nil {
-		return nil, err
-	}
-	if offset < 0 {
-		return nil, s.fail("open", name, errors.New("offset is negative"))
-	}
-	if err := s.uploads.Wait(ctx, name); err != nil {
-		return nil, err
-	}
-	r, err := s.open(ctx, name, offset, length)
+// Get implements bucket.Protocol.
+func (s blobs) Get(ctx context.Context, name string, offset, length int64) (bucket.Answer, error) {
+	o := &blob.DownloadStreamOptions{Range: blob.HTTPRange{Offset: offset, Count: max(length, 0)}}
+	resp, err := s.container.NewBlobClient(s.Key(name)).DownloadStream(ctx, o)
 	if err != nil {
-		return nil, s.fail("open", name, err)
-	}
-	return r, nil
-}
-
-func (s *Store) open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, error) {
-	if length == 0 {
-		return s.nothing(ctx, name, offset, length)
-	}
-	o := &blob.DownloadStreamOptions{Range: blob.HTTPRange{Offset: offset}}
-	if length > 0 && offset+length > offset { // no overflow
-		o.Range.Count = length
-	}
-	resp, err := s.container.NewBlobClient(s.prefix+name).DownloadStream(ctx, o)
-	if err != nil {
-		err = translate(ctx, err)
-		if code(err) == string(bloberror.InvalidRange) {
-			return s.nothing(ctx, name, offset, length)
+		if err = translate(ctx, err); code(err) == string(bloberror.InvalidRange) {
+			err = bucket.ErrRange
 		}
-		return nil, err
+		return bucket.Answer{}, err
 	}
-	total, err := size(resp, offset)
+	a := bucket.Answer{Body: resp.Body, CRC: crcOf(resp.Metadata)}
+	switch {
+	case resp.ContentRange != nil:
+		a.Total, err = bucket.Total(*resp.ContentRange)
+	case offset == 0 && resp.ContentLength != nil:
+		a.Total = *resp.ContentLength
+	default:
+		err = errors.New("the store did not say which range it sends")
+	}
 	if err != nil {
 		transport.Drain(resp.Body)
-		return nil, err
 	}
-	want := transport.Range{Length: length}
-	if length < 0 {
-		want.Length = total - offset
-	}
-	if sum := crcOf(resp.Metadata); offset == 0 && want.Length == total && sum != nil {
-		want.Sum, want.Want = crc32.New(crc32.MakeTable(crc32.Castagnoli)), sum
-	}
-	return transport.NewReader(ctx, resp.Body, want), nil
+	return a, err
 }
 
-// nothing answers for a range without bytes: after the end, or of length 0.
-func (s *Store) nothing(ctx context.Context, name string, offset, length int64) (io.ReadCloser, error) {
-	p, err := s.stat(ctx, name)
-	if err != nil {
-		return nil, err
+// List implements bucket.Protocol.
+func (s blobs) List(ctx context.Context, prefix string, level bool) iter.Seq2[storage.Info, error] {
+	if level {
+		return s.listLevel(ctx, prefix)
 	}
-	return transport.Short(ctx, offset > p.size || length > 0), nil
-}
-
-// size is the size of the whole blob, out of an answer with a part of it.
-func size(resp blob.DownloadStreamResponse, offset int64) (int64, error) {
-	if resp.ContentRange != nil {
-		_, total, _ := strings.Cut(*resp.ContentRange, "/")
-		if n, err := strconv.ParseInt(total, 10, 64); err == nil {
-			return n, nil
-		}
-	}
-	if offset != 0 || resp.ContentLength == nil {
-		return 0, errors.New("the store did not say which range it sends")
-	}
-	return *resp.ContentLength, nil
-}
-
-// Create implements storage.Storage.
-func (s *Store) Create(ctx context.Context, name string, o storage.CreateOptions) (storage.Writer, error) {
-	return s.uploads.Create(ctx, name, o)
-}
-
-// Sync implements storage.Storage.
-func (s *Store) Sync(ctx context.Context) error { return s.uploads.Sync(ctx) }
-
-// List implements storage.Storage. One level is collected before it is given out, because the store orders a directory
-// by its name with a slash.
-func (s *Store) List(ctx context.Context, dir string, o storage.ListOptions) iter.Seq2[storage.Info, error] {
 	return func(yield func(storage.Info, error) bool) {
-		err := ctx.Err()
-		if err == nil && dir != "" {
-			err = storage.CheckName(dir)
-		}
-		if err == nil {
-			err = s.uploads.WaitAll(ctx)
-		}
-		if err != nil {
-			yield(storage.Info{}, err)
-			return
-		}
-		if dir != "" {
-			dir += "/"
-		}
-		prefix := s.prefix + dir + o.Prefix
-		if o.Recursive {
-			s.listAll(ctx, dir, prefix, yield)
-			return
-		}
-		level, err := s.listLevel(ctx, prefix)
-		if err != nil {
-			yield(storage.Info{}, s.fail("list", strings.TrimSuffix(dir, "/"), err))
-			return
-		}
-		for _, in := range level {
-			if err := ctx.Err(); err != nil {
-				yield(storage.Info{}, err)
-				return
-			}
-			if !yield(in, nil) {
-				return
-			}
-		}
-	}
-}
-
-// info is one blob of a list; false for what is no object of ours.
-func (s *Store) info(item *container.BlobItem) (storage.Info, bool) {
-	if item.Name == nil || item.Properties == nil || item.Properties.ContentLength == nil || item.Properties.LastModified == nil {
-		return storage.Info{}, false
-	}
-	in := storage.Info{Name: strings.TrimPrefix(*item.Name, s.prefix), Size: *item.Properties.ContentLength, ModTime: *item.Properties.LastModified}
-	return in, storage.CheckName(in.Name) == nil
-}
-
-// listAll yields every blob below a prefix, page by page.
-func (s *Store) listAll(ctx context.Context, dir, prefix string, yield func(storage.Info, error) bool) {
-	last := ""
-	pager := s.container.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{Prefix: &prefix, MaxResults: &s.page})
-	for pager.More() {
-		page, err := pager.NextPage(ctx)
-		if err != nil {
-			yield(storage.Info{}, s.fail("list", strings.TrimSuffix(dir, "/"), translate(ctx, err)))
-			return
-		}
-		for _, item := range page.Segment.BlobItems {
-			in, ok := s.info(item)
-			if !ok {
-				continue
-			}
-			err := ctx.Err()
-			if err == nil && in.Name <= last {
-				err = s.fail("list", in.Name, errors.New("the store lists out of order, as accounts with a hierarchical namespace do: use one without"))
-			}
+		pager := s.container.NewListBlobsFlatPager(&container.ListBlobsFlatOptions{Prefix: &prefix, MaxResults: &s.page})
+		for pager.More() {
+			page, err := pager.NextPage(ctx)
 			if err != nil {
-				yield(storage.Info{}, err)
+				yield(storage.Info{}, translate(ctx, err))
 				return
 			}
-			last = in.Name
-			if !yield(in, nil) {
+			if !each(page.Segment.BlobItems, yield) {
 				return
 			}
 		}
 	}
 }
 
-// listLevel returns one level, sorted.
-func (s *Store) listLevel(ctx context.Context, prefix string) ([]storage.Info, error) {
-	var level []storage.Info
-	pager := s.container.NewListBlobsHierarchyPager("/", &container.ListBlobsHierarchyOptions{Prefix: &prefix, MaxResults: &s.page})
-	for pager.More() {
-		page, err := pager.NextPage(ctx)
-		if err != nil {
-			return nil, translate(ctx, err)
-		}
-		for _, p := range page.Segment.BlobPrefixes {
-			if p.Name == nil {
-				continue
+// listLevel lists one level.
+func (s blobs) listLevel(ctx context.Context, prefix string) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		pager := s.container.NewListBlobsHierarchyPager("/", &container.ListBlobsHierarchyOptions{Prefix: &prefix, MaxResults: &s.page})
+		for pager.More() {
+			page, err := pager.NextPage(ctx)
+			if err != nil {
+				yield(storage.Info{}, translate(ctx, err))
+				return
 			}
-			name := strings.TrimSuffix(strings.TrimPrefix(*p.Name, s.prefix), "/")
-			if storage.CheckName(name) == nil {
-				level = append(level, storage.Info{Name: name, Dir: true})
+			for _, p := range page.Segment.BlobPrefixes {
+				if p.Name != nil && !yield(storage.Info{Name: *p.Name, Dir: true}, nil) {
+					return
+				}
 			}
-		}
-		for _, item := range page.Segment.BlobItems {
-			if in, ok := s.info(item); ok {
-				level = append(level, in)
+			if !each(page.Segment.BlobItems, yield) {
+				return
 			}
 		}
 	}
-	slices.SortFunc(level, func(a, b storage.Info) int { return cmp.Compare(a.Name, b.Name) })
-	return slices.CompactFunc(level, func(a, b storage.Info) bool { return a.Name == b.Name }), nil // a directory may be on two pages
+}
+
+// each yields the blobs of a page, and says whether more are wanted.
+func each(items []*container.BlobItem, yield func(storage.Info, error) bool) bool {
+	for _, item := range items {
+		if item.Name == nil || item.Properties == nil || item.Properties.ContentLength == nil || item.Properties.LastModified == nil {
+			continue // no blob with content
+		}
+		if !yield(storage.Info{Name: *item.Name, Size: *item.Properties.ContentLength, ModTime: *item.Properties.LastModified}, nil) {
+			return false
+		}
+	}
+	return true
 }

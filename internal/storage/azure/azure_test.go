@@ -190,7 +190,7 @@ func TestErrorsHoldNoSecrets(t *testing.T) {
 			if err == nil || strings.Contains(err.Error(), "planted") || strings.Contains(err.Error(), "sig=") || !strings.Contains(err.Error(), "azure://holdfasttest/holdfast/repo/") {
 				t.Errorf("%s, call %d: %v", name, i, err)
 			}
-			if storage.IsTemporary(err) != (name == "away") {
+			if storage.IsTemporary(err) != (name == "away") || !storage.IsUnavailable(err) {
 				t.Errorf("%s, call %d: temporary is %v: %v", name, i, storage.IsTemporary(err), err)
 			}
 		}

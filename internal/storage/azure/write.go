@@ -21,13 +21,9 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
-	"golang.org/x/sync/errgroup"
 
 	"holdfast/internal/storage"
 )
-
-// uploader is the container for storage.Uploads.
-type uploader struct{ s *Store }
 
 func crcText(crc uint32) string {
 	return hex.EncodeToString(binary.BigEndian.AppendUint32(nil, crc))
@@ -86,10 +82,10 @@ func (s *Store) publish(ctx context.Context, name string, size int64, crc uint32
 }
 
 // Put implements storage.Uploader.
-func (u uploader) Put(ctx context.Context, name string, body *storage.Body) error {
-	client := u.s.container.NewBlockBlobClient(u.s.prefix + name)
-	return u.s.fail("write", name, lasting(u.s.publish(ctx, name, body.Size(), body.CRC32C(), func(only *blob.AccessConditions) error {
-		_, err := client.Upload(ctx, streaming.NopCloser(body.Reader()), &blockblob.UploadOptions{Tags: u.s.o.Tags, AccessConditions: only,
+func (s blobs) Put(ctx context.Context, name string, body *storage.Body) error {
+	client := s.container.NewBlockBlobClient(s.Key(name))
+	return s.Fail("write", name, lasting(s.publish(ctx, name, body.Size(), body.CRC32C(), func(only *blob.AccessConditions) error {
+		_, err := client.Upload(ctx, streaming.NopCloser(body.Reader()), &blockblob.UploadOptions{Tags: s.o.Tags, AccessConditions: only,
 			Metadata: map[string]*string{crcKey: to.Ptr(crcText(body.CRC32C()))}, TransactionalValidation: md5Of(body)})
 		return err
 	})))
@@ -116,12 +112,12 @@ type blocks struct {
 }
 
 // Begin implements storage.Uploader. The store needs no word beforehand; blocks are told apart by a number of ours.
-func (u uploader) Begin(_ context.Context, name string) (storage.PartUpload, error) {
+func (s blobs) Begin(_ context.Context, name string) (storage.PartUpload, error) {
 	var b [8]byte
 	if _, err := rand.Read(b[:]); err != nil {
 		return nil, err
 	}
-	return &blocks{s: u.s, name: name, client: u.s.container.NewBlockBlobClient(u.s.prefix + name), writer: binary.BigEndian.Uint64(b[:])}, nil
+	return &blocks{s: s.Store, name: name, client: s.container.NewBlockBlobClient(s.Key(name)), writer: binary.BigEndian.Uint64(b[:])}, nil
 }
 
 // id is the name of block number n; all names are of one length, as the store demands.
@@ -137,7 +133,7 @@ func (b *blocks) Put(ctx context.Context, number int, body *storage.Body) error 
 		return translate(ctx, err)
 	})
 	if err != nil {
-		return b.s.fail("write", b.name, lasting(err))
+		return b.s.Fail("write", b.name, lasting(err))
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -151,7 +147,7 @@ func (b *blocks) Put(ctx context.Context, number int, body *storage.Body) error 
 // Finish implements storage.PartUpload.
 func (b *blocks) Finish(ctx context.Context, size int64, crc uint32) error {
 	if slices.Contains(b.ids, "") {
-		return b.s.fail("write", b.name, errors.New("a block is missing"))
+		return b.s.Fail("write", b.name, errors.New("a block is missing"))
 	}
 	err := b.s.publish(ctx, b.name, size, crc, func(only *blob.AccessConditions) error {
 		_, err := b.client.CommitBlockList(ctx, b.ids, &blockblob.CommitBlockListOptions{Tags: b.s.o.Tags, AccessConditions: only,
@@ -164,41 +160,22 @@ func (b *blocks) Finish(ctx context.Context, size int64, crc uint32) error {
 		}
 		err = fmt.Errorf("another writer has committed the same blob meanwhile, which takes our blocks away: write it again (%w)", err)
 	}
-	return b.s.fail("write", b.name, lasting(err))
+	return b.s.Fail("write", b.name, lasting(err))
 }
 
 // Cancel implements storage.PartUpload. Blocks that are never committed cannot be removed; the store drops them after a week.
 func (b *blocks) Cancel(context.Context) error { return nil }
 
-// Remove implements storage.Storage: up to 256 blobs go with one request, several requests at once.
-func (s *Store) Remove(ctx context.Context, names ...string) error {
-	for _, name := range names {
-		if err := storage.CheckName(name); err != nil {
-			return err
-		}
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	for _, name := range names {
-		if err := s.uploads.Wait(ctx, name); err != nil {
-			return err
-		}
-	}
+// Batch implements bucket.Protocol.
+func (s blobs) Batch() int { return min(batchSize, int(s.page)) }
+
+// Remove implements bucket.Protocol.
+func (s blobs) Remove(ctx context.Context, names []string) error {
 	if len(names) == 1 {
-		_, err := s.container.NewBlobClient(s.prefix+names[0]).Delete(ctx, nil)
-		return s.fail("remove", names[0], gone(translate(ctx, err)))
+		_, err := s.container.NewBlobClient(s.Key(names[0])).Delete(ctx, nil)
+		return s.Fail("remove", names[0], gone(translate(ctx, err)))
 	}
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(parallelBlocks)
-	for batch := range slices.Chunk(names, min(batchSize, int(s.page))) {
-		g.Go(func() error { return s.removeBatch(gctx, batch) })
-	}
-	err := g.Wait()
-	if cerr := ctx.Err(); cerr != nil {
-		return cerr
-	}
-	return err
+	return s.removeBatch(ctx, names)
 }
 
 // gone: what is missing is removed.
@@ -213,19 +190,19 @@ func gone(err error) error {
 func (s *Store) removeBatch(ctx context.Context, names []string) error {
 	batch, err := s.container.NewBatchBuilder()
 	if err != nil {
-		return s.fail("remove", names[0], translate(ctx, err))
+		return s.Fail("remove", names[0], translate(ctx, err))
 	}
 	for _, name := range names {
-		if err := batch.Delete(s.prefix+name, nil); err != nil {
-			return s.fail("remove", name, translate(ctx, err))
+		if err := batch.Delete(s.Key(name), nil); err != nil {
+			return s.Fail("remove", name, translate(ctx, err))
 		}
 	}
 	resp, err := s.container.SubmitBatch(ctx, batch, nil)
 	if err != nil {
-		return s.fail("remove", names[0], lasting(translate(ctx, err)))
+		return s.Fail("remove", names[0], lasting(translate(ctx, err)))
 	}
 	if len(resp.Responses) != len(names) {
-		return s.fail("remove", names[0], storage.Temporary(fmt.Errorf("the store answers for %d of %d blobs of a batch", len(resp.Responses), len(names))))
+		return s.Fail("remove", names[0], storage.Temporary(fmt.Errorf("the store answers for %d of %d blobs of a batch", len(resp.Responses), len(names))))
 	}
 	for i, one := range resp.Responses {
 		name := names[i]
@@ -233,7 +210,7 @@ func (s *Store) removeBatch(ctx context.Context, names []string) error {
 			name = names[*one.ContentID]
 		}
 		if err := gone(translate(ctx, one.Error)); err != nil {
-			return s.fail("remove", name, err)
+			return s.Fail("remove", name, err)
 		}
 	}
 	return nil

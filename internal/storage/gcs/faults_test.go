@@ -157,7 +157,7 @@ func TestTokenRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err = s.Stat(t.Context(), "x")
-	if err == nil || storage.IsTemporary(err) || !strings.Contains(err.Error(), "Invalid JWT Signature") || strings.Contains(err.Error(), "eyJ") {
+	if err == nil || storage.IsTemporary(err) || !storage.IsUnavailable(err) || !strings.Contains(err.Error(), "Invalid JWT Signature") || strings.Contains(err.Error(), "eyJ") {
 		t.Error(err)
 	}
 }
@@ -193,7 +193,7 @@ func TestMetadataServer(t *testing.T) {
 func TestNoBucket(t *testing.T) {
 	s := open(t, stores.GCS(t), func(o *gcs.Options) { o.Bucket = "elsewhere"; o.Backoff = atOnce(2) })
 	for _, err := range s.List(t.Context(), "", storage.ListOptions{}) {
-		if err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "404") {
+		if err == nil || errors.Is(err, fs.ErrNotExist) || !storage.IsUnavailable(err) || !strings.Contains(err.Error(), "404") {
 			t.Errorf("list: %v", err)
 		}
 	}

@@ -14,10 +14,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash"
-	"hash/crc32"
 	"io"
-	"io/fs"
 	"iter"
 	"net/http"
 	"net/url"
@@ -27,6 +24,7 @@ import (
 	"time"
 
 	"holdfast/internal/storage"
+	"holdfast/internal/storage/bucket"
 	"holdfast/internal/storage/transport"
 )
 
@@ -68,14 +66,16 @@ type Options struct {
 
 // Store is a bucket, or what is below one path in it. It implements storage.Storage.
 type Store struct {
-	o       Options
-	prefix  string // "" or ending in a slash
-	base    string // scheme and host
-	client  *transport.Client
-	tokens  *tokens
-	uploads *storage.Uploads
-	page    int // objects asked for in one list request
+	o      Options
+	base   string // scheme and host
+	client *transport.Client
+	tokens *tokens
+	page   int // objects asked for in one list request
+	*bucket.Bucket
 }
+
+// objects is the store's protocol for package bucket.
+type objects struct{ *Store }
 
 // New checks the options and reads the key file and the certificates. It connects to nothing.
 func New(o Options) (*Store, error) {
@@ -96,9 +96,6 @@ func New(o Options) (*Store, error) {
 	if _, err := url.Parse(s.base); err != nil {
 		return nil, fmt.Errorf("gcs: endpoint: %w", err)
 	}
-	if p := strings.Trim(o.Prefix, "/"); p != "" {
-		s.prefix = p + "/"
-	}
 	var err error
 	s.client, err = transport.New(transport.Options{CAFile: o.CAFile, CAPath: o.CAPath, SkipVerifyTLS: o.SkipVerifyTLS, Timeout: o.Timeout})
 	if err != nil {
@@ -107,27 +104,13 @@ func New(o Options) (*Store, error) {
 	if s.tokens, err = newTokens(o, s.client); err != nil {
 		return nil, fmt.Errorf("gcs: %w", err)
 	}
-	s.uploads = storage.NewUploads(uploader{s}, storage.UploadOptions{PartSize: o.PartSize, Parallel: 1, Requests: o.Connections,
-		Memory: 2 * o.PartSize * int64(o.Connections)})
+	s.Bucket = bucket.New(bucket.Options{Address: "gs://" + o.Bucket, Prefix: o.Prefix, Connections: o.Connections, PartSize: o.PartSize, Parallel: 1}, objects{s})
 	return s, nil
-}
-
-// Abilities says that calls go over a network and that nothing beyond the interface is offered.
-func (s *Store) Abilities() storage.Abilities {
-	return storage.Abilities{Connections: s.o.Connections, Remote: true}
-}
-
-// fail describes an error by the object's address.
-func (s *Store) fail(op, name string, err error) error {
-	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return err
-	}
-	return &fs.PathError{Op: op, Path: "gs://" + s.o.Bucket + "/" + s.prefix + name, Err: err}
 }
 
 // object is the path of one object in the API.
 func (s *Store) object(name string) string {
-	return "/storage/v1/b/" + url.PathEscape(s.o.Bucket) + "/o/" + url.PathEscape(s.prefix+name)
+	return "/storage/v1/b/" + url.PathEscape(s.o.Bucket) + "/o/" + url.PathEscape(s.Key(name))
 }
 
 // resource is what the API tells of an object; it writes 64-bit numbers as strings.
@@ -183,7 +166,11 @@ func (s *Store) do(ctx context.Context, r request, ok ...int) (*http.Response, e
 		return resp, nil
 	}
 	defer transport.Drain(resp.Body)
-	err = transport.Mark(&statusError{resp.StatusCode, message(resp.Body)}, resp.StatusCode, resp.Header)
+	said := &statusError{resp.StatusCode, message(resp.Body)}
+	if said.code == http.StatusNotFound && strings.Contains(said.message, "bucket does not exist") {
+		return nil, storage.Unavailable(said) // that is no missing object
+	}
+	err = transport.Mark(said, resp.StatusCode, resp.Header)
 	if resp.StatusCode == http.StatusUnauthorized && s.tokens.renew(token) {
 		err = storage.Temporary(err) // it ran out in the middle of the run; the next one is fetched
 	}
@@ -237,27 +224,10 @@ func decode(resp *http.Response, into any) error {
 	return nil
 }
 
-// check is what every call with a name begins with.
-func check(ctx context.Context, name string) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return storage.CheckName(name)
-}
-
-// Stat implements storage.Storage.
-func (s *Store) Stat(ctx context.Context, name string) (storage.Info, error) {
-	if err := check(ctx, name); err != nil {
-		return storage.Info{}, err
-	}
-	if err := s.uploads.Wait(ctx, name); err != nil {
-		return storage.Info{}, err
-	}
+// Stat implements bucket.Protocol.
+func (s objects) Stat(ctx context.Context, name string) (bucket.Object, error) {
 	r, err := s.stat(ctx, name)
-	if err != nil {
-		return storage.Info{}, s.fail("stat", name, err)
-	}
-	return storage.Info{Name: name, Size: r.Size, ModTime: r.Updated}, nil
+	return bucket.Object{Size: r.Size, Time: r.Updated}, err
 }
 
 func (s *Store) stat(ctx context.Context, name string) (resource, error) {
@@ -269,64 +239,27 @@ func (s *Store) stat(ctx context.Context, name string) (resource, error) {
 	return r, decode(resp, &r)
 }
 
-// Open implements storage.Storage. The request for the bytes is sent at once.
-func (s *Store) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, error) {
-	if err := check(ctx, name); err != nil {
-		return nil, err
-	}
-	if offset < 0 {
-		return nil, s.fail("open", name, errors.New("offset is negative"))
-	}
-	if err := s.uploads.Wait(ctx, name); err != nil {
-		return nil, err
-	}
-	r, err := s.open(ctx, name, offset, length)
-	if err != nil {
-		return nil, s.fail("open", name, err)
-	}
-	return r, nil
-}
-
-func (s *Store) open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, error) {
-	if length == 0 {
-		return s.nothing(ctx, name, offset, length)
-	}
+// Get implements bucket.Protocol.
+func (s objects) Get(ctx context.Context, name string, offset, length int64) (bucket.Answer, error) {
 	header := map[string]string{}
 	switch {
-	case length > 0 && offset+length > offset: // no overflow
+	case length > 0:
 		header["Range"] = fmt.Sprintf("bytes=%d-%d", offset, offset+length-1)
 	case offset > 0:
 		header["Range"] = fmt.Sprintf("bytes=%d-", offset)
 	}
 	resp, err := s.do(ctx, request{method: "GET", path: s.object(name), query: url.Values{"alt": {"media"}}, header: header}, http.StatusOK, http.StatusPartialContent)
 	if status(err) == http.StatusRequestedRangeNotSatisfiable {
-		return s.nothing(ctx, name, offset, length)
+		err = bucket.ErrRange
 	}
 	if err != nil {
-		return nil, err
+		return bucket.Answer{}, err
 	}
 	total, err := size(resp, offset)
 	if err != nil {
 		transport.Drain(resp.Body)
-		return nil, err
 	}
-	want := transport.Range{Length: length}
-	if length < 0 {
-		want.Length = total - offset
-	}
-	if sum := crcOf(resp.Header); offset == 0 && want.Length == total && sum != nil {
-		want.Sum, want.Want = newCRC(), sum
-	}
-	return transport.NewReader(ctx, resp.Body, want), nil
-}
-
-// nothing answers for a range without bytes: after the end, or of length 0.
-func (s *Store) nothing(ctx context.Context, name string, offset, length int64) (io.ReadCloser, error) {
-	r, err := s.stat(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	return transport.Short(ctx, offset > r.Size || length > 0), nil
+	return bucket.Answer{Body: resp.Body, Total: total, CRC: crcOf(resp.Header)}, err
 }
 
 // size is the size of the whole object, out of an answer with a part of it.
@@ -337,16 +270,8 @@ func size(resp *http.Response, offset int64) (int64, error) {
 		}
 		return resp.ContentLength, nil
 	}
-	_, total, _ := strings.Cut(resp.Header.Get("Content-Range"), "/")
-	n, err := strconv.ParseInt(total, 10, 64)
-	if err != nil {
-		return 0, errors.New("the store did not say which range it sends")
-	}
-	return n, nil
+	return bucket.Total(resp.Header.Get("Content-Range"))
 }
-
-// newCRC is the checksum that the store has of every object.
-func newCRC() hash.Hash { return crc32.New(crc32.MakeTable(crc32.Castagnoli)) }
 
 // crcOf finds the checksum of the whole object in an answer's header.
 func crcOf(h http.Header) []byte {
@@ -362,99 +287,38 @@ func crcOf(h http.Header) []byte {
 	return nil
 }
 
-// Create implements storage.Storage.
-func (s *Store) Create(ctx context.Context, name string, o storage.CreateOptions) (storage.Writer, error) {
-	return s.uploads.Create(ctx, name, o)
-}
-
-// Sync implements storage.Storage.
-func (s *Store) Sync(ctx context.Context) error { return s.uploads.Sync(ctx) }
-
-// List implements storage.Storage. One level is collected before it is given out, because the store orders a directory
-// by its name with a slash.
-func (s *Store) List(ctx context.Context, dir string, o storage.ListOptions) iter.Seq2[storage.Info, error] {
+// List implements bucket.Protocol.
+func (s objects) List(ctx context.Context, prefix string, level bool) iter.Seq2[storage.Info, error] {
 	return func(yield func(storage.Info, error) bool) {
-		err := ctx.Err()
-		if err == nil && dir != "" {
-			err = storage.CheckName(dir)
+		q := url.Values{"prefix": {prefix}, "maxResults": {strconv.Itoa(s.page)}, "fields": {"nextPageToken,prefixes,items(name,size,updated)"}}
+		if level {
+			q.Set("delimiter", "/")
 		}
-		if err == nil {
-			err = s.uploads.WaitAll(ctx)
-		}
-		if err != nil {
-			yield(storage.Info{}, err)
-			return
-		}
-		if dir != "" {
-			dir += "/"
-		}
-		if o.Recursive {
-			s.walk(ctx, dir, o, yield)
-			return
-		}
-		var level []storage.Info
-		ok := true
-		s.walk(ctx, dir, o, func(in storage.Info, err error) bool {
+		for more := true; more; more = q.Get("pageToken") != "" {
+			var page struct {
+				Next     string     `json:"nextPageToken"`
+				Prefixes []string   `json:"prefixes"`
+				Items    []resource `json:"items"`
+			}
+			resp, err := s.do(ctx, request{method: "GET", path: "/storage/v1/b/" + url.PathEscape(s.o.Bucket) + "/o", query: q}, http.StatusOK)
+			if err == nil {
+				err = decode(resp, &page)
+			}
 			if err != nil {
-				yield(in, err)
-				ok = false
-				return false
-			}
-			level = append(level, in)
-			return true
-		})
-		slices.SortFunc(level, func(a, b storage.Info) int { return cmp.Compare(a.Name, b.Name) })
-		level = slices.CompactFunc(level, func(a, b storage.Info) bool { return a.Name == b.Name }) // a directory may be on two pages
-		for i := 0; ok && i < len(level); i++ {
-			if err := ctx.Err(); err != nil {
-				yield(storage.Info{}, err)
+				yield(storage.Info{}, lasting(err))
 				return
 			}
-			ok = yield(level[i], nil)
-		}
-	}
-}
-
-// walk yields what the store lists, in its order.
-func (s *Store) walk(ctx context.Context, dir string, o storage.ListOptions, yield func(storage.Info, error) bool) {
-	q := url.Values{"prefix": {s.prefix + dir + o.Prefix}, "maxResults": {strconv.Itoa(s.page)},
-		"fields": {"nextPageToken,prefixes,items(name,size,updated)"}}
-	if !o.Recursive {
-		q.Set("delimiter", "/")
-	}
-	for {
-		var page struct {
-			Next     string     `json:"nextPageToken"`
-			Prefixes []string   `json:"prefixes"`
-			Items    []resource `json:"items"`
-		}
-		resp, err := s.do(ctx, request{method: "GET", path: "/storage/v1/b/" + url.PathEscape(s.o.Bucket) + "/o", query: q}, http.StatusOK)
-		if err == nil {
-			err = decode(resp, &page)
-		}
-		if err != nil {
-			yield(storage.Info{}, s.fail("list", strings.TrimSuffix(dir, "/"), lasting(err)))
-			return
-		}
-		for _, p := range page.Prefixes {
-			name := strings.TrimSuffix(strings.TrimPrefix(p, s.prefix), "/")
-			if storage.CheckName(name) == nil && !yield(storage.Info{Name: name, Dir: true}, nil) {
-				return
+			for _, p := range page.Prefixes {
+				if !yield(storage.Info{Name: p, Dir: true}, nil) {
+					return
+				}
 			}
-		}
-		for _, it := range page.Items {
-			if err := ctx.Err(); err != nil {
-				yield(storage.Info{}, err)
-				return
+			for _, it := range page.Items {
+				if !yield(storage.Info{Name: it.Name, Size: it.Size, ModTime: it.Updated}, nil) {
+					return
+				}
 			}
-			name := strings.TrimPrefix(it.Name, s.prefix)
-			if storage.CheckName(name) == nil && !yield(storage.Info{Name: name, Size: it.Size, ModTime: it.Updated}, nil) {
-				return
-			}
+			q.Set("pageToken", page.Next)
 		}
-		if page.Next == "" {
-			return
-		}
-		q.Set("pageToken", page.Next)
 	}
 }

@@ -11,43 +11,21 @@ import (
 	"mime"
 	"mime/multipart"
 	"net/http"
-	"slices"
 	"strings"
-
-	"golang.org/x/sync/errgroup"
 
 	"holdfast/internal/storage"
 	"holdfast/internal/storage/transport"
 )
 
-// Remove implements storage.Storage: up to a hundred objects go with one request, several requests at once.
-func (s *Store) Remove(ctx context.Context, names ...string) error {
-	for _, name := range names {
-		if err := storage.CheckName(name); err != nil {
-			return err
-		}
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	for _, name := range names {
-		if err := s.uploads.Wait(ctx, name); err != nil {
-			return err
-		}
-	}
+// Batch implements bucket.Protocol.
+func (s objects) Batch() int { return min(batchSize, s.page) }
+
+// Remove implements bucket.Protocol.
+func (s objects) Remove(ctx context.Context, names []string) error {
 	if len(names) == 1 {
-		return s.fail("remove", names[0], s.remove(ctx, names[0]))
+		return s.Fail("remove", names[0], s.remove(ctx, names[0]))
 	}
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(4)
-	for batch := range slices.Chunk(names, min(batchSize, s.page)) {
-		g.Go(func() error { return s.removeBatch(gctx, batch) })
-	}
-	err := g.Wait()
-	if cerr := ctx.Err(); cerr != nil {
-		return cerr
-	}
-	return err
+	return s.removeBatch(ctx, names)
 }
 
 // remove removes one object.
@@ -82,17 +60,17 @@ func (s *Store) removeBatch(ctx context.Context, names []string) error {
 	resp, err := s.do(ctx, request{method: "POST", path: "/batch/storage/v1", header: map[string]string{"Content-Type": "multipart/mixed; boundary=" + w.Boundary()},
 		body: &body, length: int64(body.Len())}, http.StatusOK)
 	if err != nil {
-		return s.fail("remove", names[0], err)
+		return s.Fail("remove", names[0], err)
 	}
 	defer transport.Drain(resp.Body)
 	_, params, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	if err != nil {
-		return s.fail("remove", names[0], fmt.Errorf("the store's answer to a batch: %w", err))
+		return s.Fail("remove", names[0], fmt.Errorf("the store's answer to a batch: %w", err))
 	}
 	parts := multipart.NewReader(resp.Body, params["boundary"])
 	for i := range names {
 		if err := batchAnswer(ctx, parts); err != nil {
-			return s.fail("remove", names[i], err)
+			return s.Fail("remove", names[i], err)
 		}
 	}
 	return nil

@@ -71,9 +71,9 @@ func (t *tokens) get(ctx context.Context) (storage.Secret, error) {
 		if errors.As(err, &refused) && refused.Response != nil {
 			err := fmt.Errorf("fetch an access token: the answer is %s %s", refused.Response.Status, reason(refused.Body))
 			if transport.TemporaryStatus(refused.Response.StatusCode) {
-				err = storage.Temporary(err)
+				return "", storage.Temporary(err)
 			}
-			return "", err
+			return "", storage.Unavailable(err)
 		}
 		return "", fmt.Errorf("fetch an access token: %w", transport.Error(ctx, err))
 	}

@@ -19,9 +19,6 @@ import (
 	"holdfast/internal/storage/transport"
 )
 
-// uploader is the bucket for storage.Uploads.
-type uploader struct{ s *Store }
-
 // metadata is what a new object is told about itself.
 type metadata struct {
 	Name        string            `json:"name"`
@@ -32,7 +29,7 @@ type metadata struct {
 
 // describe is the JSON of a new object; sum is empty when it is not known yet.
 func (s *Store) describe(name, sum string) ([]byte, error) {
-	return json.Marshal(metadata{s.prefix + name, "application/octet-stream", sum, s.o.Tags})
+	return json.Marshal(metadata{s.Key(name), "application/octet-stream", sum, s.o.Tags})
 }
 
 func sumText(crc uint32) string {
@@ -46,11 +43,11 @@ func (s *Store) uploadPath() string {
 
 // Put implements storage.Uploader. When an answer is lost, the object is looked at before it is sent again: it may be there.
 // The repetition then replaces only what was seen, so that it cannot undo what somebody else has committed meanwhile.
-func (u uploader) Put(ctx context.Context, name string, body *storage.Body) error {
+func (s objects) Put(ctx context.Context, name string, body *storage.Body) error {
 	first, generation := true, ""
-	err := u.s.o.Backoff.Do(ctx, func() error {
+	err := s.o.Backoff.Do(ctx, func() error {
 		if !first {
-			r, err := u.s.stat(ctx, name)
+			r, err := s.stat(ctx, name)
 			switch {
 			case err == nil && r.Size == body.Size() && r.CRC32C == sumText(body.CRC32C()):
 				return nil
@@ -63,35 +60,35 @@ func (u uploader) Put(ctx context.Context, name string, body *storage.Body) erro
 			}
 		}
 		first = false
-		return u.put(ctx, name, body, generation)
+		return s.put(ctx, name, body, generation)
 	})
-	return u.s.fail("write", name, lasting(err))
+	return s.Fail("write", name, lasting(err))
 }
 
 // lasting takes fs.ErrNotExist away from an error that says 404 of a bucket or an upload: no object is missing.
 func lasting(err error) error {
 	if status(err) == http.StatusNotFound && errors.Is(err, fs.ErrNotExist) {
-		return errors.New(strings.TrimPrefix(err.Error(), fs.ErrNotExist.Error()+" "))
+		return storage.Unavailable(errors.New(strings.TrimPrefix(err.Error(), fs.ErrNotExist.Error()+" ")))
 	}
 	return err
 }
 
 // put sends a whole object in one request: its description with the checksum, then its bytes.
-func (u uploader) put(ctx context.Context, name string, body *storage.Body, generation string) error {
+func (s objects) put(ctx context.Context, name string, body *storage.Body, generation string) error {
 	const boundary = "holdfast-object-8d1f0b5e"
 	sum := sumText(body.CRC32C())
-	about, err := u.s.describe(name, sum)
+	about, err := s.describe(name, sum)
 	if err != nil {
 		return err
 	}
 	head := "--" + boundary + "\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n" + string(about) +
 		"\r\n--" + boundary + "\r\nContent-Type: application/octet-stream\r\n\r\n"
 	tail := "\r\n--" + boundary + "--\r\n"
-	q := url.Values{"uploadType": {"multipart"}, "fields": {resourceFields}, "name": {u.s.prefix + name}}
+	q := url.Values{"uploadType": {"multipart"}, "fields": {resourceFields}, "name": {s.Key(name)}}
 	if generation != "" {
 		q.Set("ifGenerationMatch", generation)
 	}
-	resp, err := u.s.do(ctx, request{method: "POST", path: u.s.uploadPath(), query: q,
+	resp, err := s.do(ctx, request{method: "POST", path: s.uploadPath(), query: q,
 		header: map[string]string{"Content-Type": "multipart/related; boundary=" + boundary},
 		body:   io.MultiReader(strings.NewReader(head), body.Reader(), strings.NewReader(tail)), length: int64(len(head)+len(tail)) + body.Size()}, http.StatusOK)
 	if status(err) == http.StatusPreconditionFailed {
@@ -116,14 +113,14 @@ func accepted(resp *http.Response, size int64, sum string) error {
 }
 
 // Begin implements storage.Uploader: it opens a resumable upload.
-func (u uploader) Begin(ctx context.Context, name string) (storage.PartUpload, error) {
-	about, err := u.s.describe(name, "")
+func (s objects) Begin(ctx context.Context, name string) (storage.PartUpload, error) {
+	about, err := s.describe(name, "")
 	if err != nil {
 		return nil, err
 	}
-	up := &session{s: u.s, name: name}
-	err = u.s.o.Backoff.Do(ctx, func() error {
-		resp, err := u.s.do(ctx, request{method: "POST", path: u.s.uploadPath(), query: url.Values{"uploadType": {"resumable"}, "name": {u.s.prefix + name}, "fields": {resourceFields}},
+	up := &session{s: s.Store, name: name}
+	err = s.o.Backoff.Do(ctx, func() error {
+		resp, err := s.do(ctx, request{method: "POST", path: s.uploadPath(), query: url.Values{"uploadType": {"resumable"}, "name": {s.Key(name)}, "fields": {resourceFields}},
 			header: map[string]string{"Content-Type": "application/json; charset=UTF-8"}, body: bytes.NewReader(about), length: int64(len(about))}, http.StatusOK, http.StatusCreated)
 		if err != nil {
 			return err
@@ -138,7 +135,7 @@ func (u uploader) Begin(ctx context.Context, name string) (storage.PartUpload, e
 		return nil
 	})
 	if err != nil {
-		return nil, u.s.fail("write", name, lasting(err))
+		return nil, s.Fail("write", name, lasting(err))
 	}
 	return up, nil
 }
@@ -159,7 +156,7 @@ func (up *session) Put(ctx context.Context, number int, body *storage.Body) erro
 	send := data.size / chunkUnit * chunkUnit
 	if send > 0 {
 		if err := up.send(ctx, data, send, "*", nil); err != nil {
-			return up.s.fail("write", up.name, lasting(err))
+			return up.s.Fail("write", up.name, lasting(err))
 		}
 	}
 	rest := make([]byte, data.size-send)
@@ -190,7 +187,7 @@ func (up *session) Finish(ctx context.Context, size int64, crc uint32) error {
 			return nil
 		}
 	}
-	return up.s.fail("write", up.name, lasting(err))
+	return up.s.Fail("write", up.name, lasting(err))
 }
 
 // send sends n bytes of data, which come after those that the store has; total is the object's size, or "*" when more

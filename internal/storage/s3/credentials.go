@@ -18,6 +18,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials/processcreds"
 	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+
+	"holdfast/internal/storage"
 )
 
 // KeyType says where the credentials come from, in pgBackRest's words.
@@ -35,9 +37,9 @@ const (
 // Credentials says who we are to the store.
 type Credentials struct {
 	Type   KeyType // empty: Shared
-	Key    Secret
-	Secret Secret
-	Token  Secret // of a session; empty: none
+	Key    storage.Secret
+	Secret storage.Secret
+	Token  storage.Secret // of a session; empty: none
 
 	// Role is the ARN of the role to take: needed by WebID, optional with Auto. The plain name of an instance's role, which
 	// pgBackRest wants with Auto, changes nothing: an instance has one, and says which.

@@ -8,14 +8,16 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+
+	"holdfast/internal/storage"
 )
 
 // Encryption says how the store encrypts what it keeps. At most one kind may be set; none is the bucket's default.
 type Encryption struct {
-	S3          bool   // with the store's own keys (SSE-S3)
-	KMS         bool   // with a key of the key service (SSE-KMS)
-	KMSKey      string // its id; empty with KMS: the account's key for S3
-	CustomerKey Secret // 32 bytes in base64: with a key that we send along each time (SSE-C)
+	S3          bool           // with the store's own keys (SSE-S3)
+	KMS         bool           // with a key of the key service (SSE-KMS)
+	KMSKey      string         // its id; empty with KMS: the account's key for S3
+	CustomerKey storage.Secret // 32 bytes in base64: with a key that we send along each time (SSE-C)
 }
 
 // check refuses what does not go together.

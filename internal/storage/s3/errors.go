@@ -143,9 +143,9 @@ func lead(err error) string {
 // scrub hides secrets that another program's words may contain.
 func (s *S3) scrub(text string) string {
 	c := s.o.Credentials
-	for _, secret := range []Secret{c.Secret, c.Token, s.o.Encryption.CustomerKey} {
+	for _, secret := range []storage.Secret{c.Secret, c.Token, s.o.Encryption.CustomerKey} {
 		if secret != "" {
-			text = strings.ReplaceAll(text, string(secret), redacted)
+			text = strings.ReplaceAll(text, string(secret), secret.String())
 		}
 	}
 	return text

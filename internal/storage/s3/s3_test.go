@@ -12,7 +12,7 @@ import (
 // options are for a new bucket on a server.
 func options(srv *stores.S3, bucket string) s3.Options {
 	return s3.Options{Bucket: bucket, Region: srv.Region, Endpoint: srv.Endpoint, PathStyle: true, CAFile: srv.CA.File, Prefix: "/var/lib/pgbackrest",
-		Credentials: s3.Credentials{Key: s3.Secret(srv.Key), Secret: s3.Secret(srv.Secret)}}
+		Credentials: s3.Credentials{Key: storage.Secret(srv.Key), Secret: storage.Secret(srv.Secret)}}
 }
 
 // open opens the storage or ends the test.

@@ -247,6 +247,9 @@ func (s *Store) acquire(ctx context.Context) (*conn, error) {
 			best.users++
 			return best, nil
 		}
+		if ctx.Err() == nil {
+			err = storage.Unavailable(err)
+		}
 		return nil, err
 	}
 	if s.closed {
