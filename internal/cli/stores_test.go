@@ -293,10 +293,10 @@ func TestSFTPKeys(t *testing.T) {
 		want    string
 	}{
 		"known":                    {[]string{plain, known}, "", 0, ""},
-		"unknown":                  {[]string{plain, "--repo1-sftp-known-host=" + unknown}, "", exitFailed, "ssh-keyscan -p " + strconv.Itoa(server.Port)},
+		"unknown":                  {[]string{plain, "--repo1-sftp-known-host=" + unknown}, "", exitAway, "ssh-keyscan -p " + strconv.Itoa(server.Port)},
 		"accepted when new":        {[]string{plain, "--repo1-sftp-known-host=" + filepath.Join(t.TempDir(), "new"), "--repo1-sftp-host-key-check-type=accept-new"}, "", 0, ""},
 		"pinned":                   {[]string{plain, fingerprint}, "", 0, ""},
-		"pinned to another":        {[]string{plain, known, "--repo1-sftp-host-fingerprint=00ff"}, "", exitFailed, "refused"},
+		"pinned to another":        {[]string{plain, known, "--repo1-sftp-host-fingerprint=00ff"}, "", exitAway, "refused"},
 		"a pin that is not heeded": {[]string{plain, known, fingerprint, "--repo1-sftp-host-key-check-type=none"}, "", exitUsage, "not valid without option"},
 		"locked":                   {[]string{known, "--repo1-sftp-private-key-file=" + server.LockedKey}, "", exitUsage, "needs its passphrase"},
 		"opened":                   {[]string{known, "--repo1-sftp-private-key-file=" + server.LockedKey}, "PGBACKREST_REPO1_SFTP_PRIVATE_KEY_PASSPHRASE=" + server.Passphrase, 0, ""},
