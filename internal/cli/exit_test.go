@@ -26,6 +26,7 @@ import (
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
 	"holdfast/internal/storage/s3"
+	"holdfast/internal/storage/sftp"
 	"holdfast/internal/tarball"
 )
 
@@ -96,6 +97,8 @@ var sentinels = map[string]struct {
 	"repo.ErrTrailingData":        {repo.ErrTrailingData, exitFailed},
 	"repo.LockedError":            {&repo.LockedError{}, exitBusy},
 	"s3.Error":                    {&s3.Error{}, exitAway},
+	"sftp.ErrAuth":                {sftp.ErrAuth, exitAway},
+	"sftp.ErrHostKey":             {sftp.ErrHostKey, exitAway},
 	"storage.ErrUnavailable":      {storage.ErrUnavailable, exitAway},
 	"s3.ErrReadOnly":              {s3.ErrReadOnly, exitRefused},
 	"storage.ErrChanged":          {storage.ErrChanged, exitFailed},
@@ -131,8 +134,7 @@ var unmapped = map[string]string{
 	"azure.statusError":        "a mark inside the package, on an error that says what happened",
 	"storage.unavailableError": "is a storage.ErrUnavailable",
 	"gcs.statusError":          "a mark inside the package, on an error that says what happened",
-	"sftp.ErrAuth":             "no repository is opened by SFTP yet",
-	"sftp.ErrHostKey":          "no repository is opened by SFTP yet",
+	"bucket.ErrRange":          "is between an adapter and package bucket",
 	"s3.passing":               "a mark inside the package, on an error that says what happened",
 	"storage.temporaryError":   "a mark for Retry, on an error that says what happened",
 	"tarball.readError":        "a mark inside the package, on an error that says what happened",

@@ -36,10 +36,10 @@ const (
 )
 
 // ErrHostKey says that the server's key is not one that it may have.
-var ErrHostKey = errors.New("the server's key is refused")
+var ErrHostKey = storage.Unavailable(errors.New("the server's key is refused"))
 
 // ErrAuth says that the server does not take our key.
-var ErrAuth = errors.New("the server refuses our key")
+var ErrAuth = storage.Unavailable(errors.New("the server refuses our key"))
 
 // authMethods reads the private key, or asks the agent.
 func authMethods(o Options) ([]ssh.AuthMethod, error) {
