@@ -33,10 +33,18 @@ var copyCases = []copyCase{
 	{"re-encrypted", "one", "two", engine.BackupOptions{Bundle: true, Block: true, BundleSize: 40_000, Compress: repo.ZST}, engine.CopyOptions{Reencrypt: true, SaveThreshold: 1}, false, 4},
 }
 
+// casesToRun are all, or with -short the first.
+func casesToRun[T any](all []T) []T {
+	if testing.Short() {
+		return all[:1]
+	}
+	return all
+}
+
 // TestFaultsCopyTarget breaks a copy off at every call to the target, in every way, and runs it again: the target must then be
 // what a copy without the fault makes, and must at no moment have listed a backup that is not whole.
 func TestFaultsCopyTarget(t *testing.T) {
-	for _, c := range copyCases {
+	for _, c := range casesToRun(copyCases) {
 		t.Run(c.name, func(t *testing.T) {
 			r, src, base, labels := c.prepare(t)
 			want := c.wanted(t, r, src, base)
@@ -69,7 +77,7 @@ func TestFaultsCopyTarget(t *testing.T) {
 
 // TestFaultsCopySource: a source that fails to be read gives an error and never a wrong copy.
 func TestFaultsCopySource(t *testing.T) {
-	for _, c := range copyCases[1:] {
+	for _, c := range casesToRun(copyCases[1:]) {
 		t.Run(c.name, func(t *testing.T) {
 			r, src, base, _ := c.prepare(t)
 			want := c.wanted(t, r, src, base)
