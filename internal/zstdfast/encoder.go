@@ -319,7 +319,7 @@ func (b *bitWriter) put(v uint64, n uint8) {
 func (b *bitWriter) flush() {
 	binary.LittleEndian.PutUint64(b.out[b.at:], b.word)
 	b.at += int(b.n >> 3)
-	b.word >>= b.n & 56
+	b.word >>= b.n &^ 7 // of all 64 bits nothing stays
 	b.n &= 7
 }
 

@@ -98,6 +98,36 @@ func TestTwoDecoders(t *testing.T) {
 	}
 }
 
+// TestFullWord: a sequence whose extra bits and rare states, with what was left of the one before, fill a word of the bit stream to
+// its last bit. That takes long literals before a long match, an offset of a size that no other has, and many sequences more.
+func TestFullWord(t *testing.T) {
+	var e Encoder
+	d := newDecoder(t)
+	r := rand.New(rand.NewPCG(3, 4))
+	noise := func(dst []byte, n int) []byte {
+		for range n {
+			dst = append(dst, byte(r.Uint32()))
+		}
+		return dst
+	}
+	for range 100 { // about every eighth has just the bits left over
+		text := noise(nil, 66_000+r.IntN(2000))
+		text = append(text, bytes.Repeat([]byte{1, 2}, 18_000)...)
+		words := [8][]byte{}
+		for i := range words {
+			words[i] = noise(nil, 6)
+		}
+		for len(text) < maxBlock {
+			i := r.IntN(len(words))
+			text = append(text, words[i]...)
+			if r.IntN(3) == 0 {
+				words[i] = noise(nil, 6)
+			}
+		}
+		check(t, &e, d, text[:maxBlock])
+	}
+}
+
 func throughProgram(t testing.TB, stored []byte) []byte {
 	t.Helper()
 	cmd := exec.Command("zstd", "-dc")

@@ -187,8 +187,6 @@ func Mark(err error, code int, header http.Header) error {
 		return fmt.Errorf("%w (%w)", fs.ErrNotExist, err)
 	case code == http.StatusUnauthorized || code == http.StatusForbidden:
 		return storage.Unavailable(err)
-	case code == http.StatusUnauthorized || code == http.StatusForbidden:
-		return storage.Unavailable(err)
 	case !TemporaryStatus(code):
 		return err
 	}
