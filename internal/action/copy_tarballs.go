@@ -230,6 +230,8 @@ func (a *App) StoreSets(ctx context.Context) (sets []*catalog.Set, damaged []err
 		switch {
 		case ctx.Err() != nil:
 			return nil, nil, ctx.Err()
+		case storage.IsUnavailable(err): // which sets there are can't be told
+			return nil, nil, fmt.Errorf("external storage %s: %w", s.Name, err)
 		case errors.Is(err, fs.ErrNotExist): // begun, or half removed
 		case err != nil:
 			damaged = append(damaged, err)

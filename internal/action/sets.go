@@ -12,6 +12,7 @@ import (
 	"holdfast/internal/catalog"
 	"holdfast/internal/engine"
 	"holdfast/internal/repo"
+	"holdfast/internal/storage"
 )
 
 // Sets lists the catalogue, oldest first, and what is damaged in it.
@@ -134,6 +135,9 @@ func (a *App) verifyBackup(ctx context.Context, dir, stanza, label string) ([]st
 	res, err := w.Verify(ctx, engine.VerifyOptions{Set: repo.Label(label), ProcessMax: a.o.ProcessMax})
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
+	}
+	if storage.IsUnavailable(err) { // which says nothing about the set
+		return nil, err
 	}
 	if err != nil {
 		return []string{err.Error()}, nil

@@ -94,6 +94,44 @@ func TestTarballCopies(t *testing.T) {
 	tally.Count(t, "fault positions of copies to external storage", tested)
 }
 
+// TestStoreAway: a storage that is away, for all calls or for one, is no damage to a set on it.
+func TestStoreAway(t *testing.T) {
+	w := newWorld(t)
+	w.backup()
+	m := storage.NewMem(nil)
+	var st storage.Storage = m
+	open := func() (storage.Storage, error) { return st, nil }
+	w.o.Store = &StoreOptions{Name: "far", Tarballs: true, ProcessMax: 1, OpenSets: open, OpenRepo: open}
+	if res, err := w.app().CopySets(t.Context()); err != nil || len(res.Warnings) > 0 {
+		t.Fatalf("%v %+v", err, res)
+	}
+	away := storage.Temporary(errors.New("503 SlowDown"))
+	for n := 1; ; n++ {
+		faulty, err := storage.NewFaulty(m, storage.Fault{Nth: n, Err: away})
+		if err != nil {
+			t.Fatal(err)
+		}
+		st = faulty
+		sets, damaged, err := w.app().StoreSets(t.Context())
+		if !faulty.Fired() {
+			if err != nil || len(sets) != 1 || n < 3 {
+				t.Fatalf("%d calls, %d sets, %v", n, len(sets), err)
+			}
+			break
+		}
+		if !errors.Is(err, storage.ErrUnavailable) || len(damaged) > 0 {
+			t.Errorf("list, call %d: %v %v", n, damaged, err)
+		}
+	}
+	var err error
+	if st, err = storage.NewFaulty(m, storage.Fault{Err: away, Nth: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := w.app().verifyBackup(t.Context(), "far", "demo", "20260101-000000F"); !errors.Is(err, storage.ErrUnavailable) || len(found) > 0 {
+		t.Errorf("verify: %q %v", found, err)
+	}
+}
+
 // only is the set in the catalogue.
 func (w *world) only() *catalog.Set {
 	w.t.Helper()
