@@ -31,6 +31,7 @@ import (
 //	<spool>/archive/<stanza>/in/<segment>       fetched, ready to be renamed
 //	<spool>/archive/<stanza>/in/<segment>.ok    not in the archive
 //	<spool>/archive/<stanza>/in/<segment>.error as above
+//	<spool>/archive/<stanza>/in/taken           the segment that was handed over last; only a hint, ours alone
 //
 // Nothing in a spool is precious: without it everything is asked again.
 
@@ -435,6 +436,11 @@ func (s Spool) GetSpooled(ctx context.Context, wanted []string, dest string, ret
 	if err := removeFiles(in, name+".ok", name+".error", globalStatus+".error"); err != nil {
 		return fmt.Errorf("spool: %w", err)
 	}
+	if wasTaken(in, name) { // recovery began again before it
+		if err := removeFiles(in, takenName); err != nil {
+			return fmt.Errorf("spool: %w", err)
+		}
+	}
 	if err := s.tidy(in, wanted); err != nil {
 		return err
 	}
@@ -463,6 +469,7 @@ func (s Spool) GetSpooled(ctx context.Context, wanted []string, dest string, ret
 func (s *Spool) take(in, name, dest string) error {
 	from := filepath.Join(in, name)
 	if err := os.Rename(from, dest); err == nil {
+		s.took(in, name)
 		return removeFiles(in, name+".ok")
 	}
 	src, err := os.Open(from)
@@ -481,6 +488,7 @@ func (s *Spool) take(in, name, dest string) error {
 	if err := dst.CommitNoSync(); err != nil {
 		return err
 	}
+	s.took(in, name)
 	return removeFiles(in, name, name+".ok")
 }
 
@@ -518,7 +526,7 @@ func (s *Spool) tidy(in string, wanted []string) error {
 	if err != nil {
 		return fmt.Errorf("spool: %w", err)
 	}
-	keep := map[string]bool{bootName: true}
+	keep := map[string]bool{bootName: true, takenName: true}
 	for _, n := range wanted {
 		keep[n], keep[n+".ok"], keep[n+fetchTemp] = true, true, true // a background process may be at work
 	}
@@ -547,7 +555,7 @@ func (s Spool) GetQueue(ctx context.Context, wanted []string, workers int, get f
 	g.SetLimit(max(workers, 1))
 	for i, name := range wanted {
 		g.Go(func() error {
-			if found, err := s.usable(in, name); found || err != nil {
+			if found, err := s.usable(in, name); found || err != nil || wasTaken(in, name) {
 				return err
 			}
 			mu.Lock()

@@ -99,3 +99,21 @@ func (s *Spool) usable(in, name string) (bool, error) {
 	s.warn("%s in %s is cut short or of another cluster: it is fetched again", name, in)
 	return false, wrap(removeFiles(in, name), "spool")
 }
+
+// takenName is the file in the read-ahead that names the segment that recovery was given last.
+const takenName = "taken"
+
+// took notes that recovery was given the segment.
+func (s *Spool) took(in, name string) {
+	if err := put(in, takenName, name); err != nil {
+		s.warn("what was taken from the read-ahead could not be noted; it may be fetched once more: %v", err)
+	}
+}
+
+// wasTaken tells whether recovery has had the segment or a later one of the timeline. A background process that had to
+// wait for another one would fetch those again, for nobody.
+func wasTaken(in, name string) bool {
+	b, err := os.ReadFile(filepath.Join(in, takenName))
+	last := string(b)
+	return err == nil && len(last) == len(name) && len(name) > 8 && last[:8] == name[:8] && name <= last
+}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"holdfast/internal/engine"
@@ -81,5 +82,46 @@ func TestBatchSize(t *testing.T) {
 		if got := strings.Join(batches, " | "); err != nil || got != c.want || len(told) != 6 {
 			t.Errorf("batches of %d bytes: %s, want %s; %v", c.batch, got, c.want, err)
 		}
+	}
+}
+
+// TestReadAheadLeavesWhatWasTaken: a background process that had to wait for another one does not fetch again what recovery
+// has taken meanwhile; when recovery begins again before that, it gets everything once more.
+func TestReadAheadLeavesWhatWasTaken(t *testing.T) {
+	r := newSpoolRig(t)
+	var mu sync.Mutex
+	var asked []string
+	fetch := func(_ context.Context, name, dest string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		asked = append(asked, name)
+		return os.WriteFile(dest, []byte(name), 0o600)
+	}
+	dest := filepath.Join(t.TempDir(), "RECOVERYXLOG")
+	first, err := engine.NextSegments(segment(0), 16<<20, 4*16<<20)
+	must(t, err)
+	get := func(n int) {
+		t.Helper()
+		wanted, err := engine.NextSegments(segment(n), 16<<20, 4*16<<20)
+		must(t, err)
+		s := r.spool
+		s.Start = func(ctx context.Context, _ string, _ bool) error { return r.spool.GetQueue(ctx, wanted, 2, fetch) }
+		must(t, s.GetSpooled(t.Context(), wanted, dest, true))
+		b, err := os.ReadFile(dest)
+		must(t, err)
+		if string(b) != segment(n) {
+			t.Fatalf("segment %d: got %s", n, b)
+		}
+	}
+	for n := range 6 {
+		get(n)
+	}
+	asked = nil
+	must(t, r.spool.GetQueue(t.Context(), first, 2, fetch)) // the one that waited: it was started for segment 0
+	if len(asked) > 0 {
+		t.Errorf("fetched again: %v", asked)
+	}
+	for _, n := range []int{1, 2, 3, 4, 5, 6, 7, 8, 0} {
+		get(n)
 	}
 }

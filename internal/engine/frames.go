@@ -59,20 +59,56 @@ func (p pieces) done(x *piece) {
 	}
 }
 
-// encodeFrames reads size bytes and gives their SHA-1 and how they are stored, in parts. Several cores read and hash in
-// turns what each of them then compresses. The type must have frames. Memory: what is stored, and a frame for each core.
-func encodeFrames(ctx context.Context, r io.Reader, size int64, spec repo.StreamSpec) (sum string, stored [][]byte, err error) {
+// encoded is a segment as it will be stored.
+type encoded struct {
+	sum   string   // SHA-1 of the segment
+	parts [][]byte // one after the other; valid until release
+	rooms []*room
+}
+
+// release gives the memory back to be used for another segment: that which was never touched before costs a good part of
+// what hashing does.
+func (e *encoded) release() {
+	for _, r := range e.rooms {
+		if cap(r.out) <= mostRoom {
+			rooms.Put(r)
+		}
+	}
+	e.rooms, e.parts = nil, nil
+}
+
+// room is what one core needs for a segment: a piece of it, and the frames that it made.
+type room struct{ in, out []byte }
+
+// mostRoom is the largest room in bytes that is kept.
+const mostRoom = 8 << 20
+
+var rooms sync.Pool
+
+func newRoom(size int64) *room {
+	if r, ok := rooms.Get().(*room); ok {
+		return r
+	}
+	// Room for many frames, of which only what is used becomes memory.
+	return &room{in: make([]byte, frameSize), out: make([]byte, 0, size/8)}
+}
+
+// encodeFrames reads size bytes and tells how they are stored. Several cores read and hash in turns what each of them then
+// compresses. The type must have frames. Memory: what is stored, and a frame for each core.
+func encodeFrames(ctx context.Context, r io.Reader, size int64, spec repo.StreamSpec) (*encoded, error) {
 	in := pieceReader{r: r, left: size, sum: sha1.New()}
 	frames := make([][]byte, (size+frameSize-1)/frameSize)
 	g, ctx := errgroup.WithContext(ctx)
+	e := &encoded{parts: frames}
 	for range min(max(runtime.GOMAXPROCS(0), 1), 4, len(frames)) {
+		own := newRoom(size)
+		e.rooms = append(e.rooms, own)
 		g.Go(func() error {
-			buf := make([]byte, min(size, frameSize))
-			// One room for many frames, of which only what is used becomes memory.
-			out := make([]byte, 0, size/8)
+			out := own.out[:0]
 			for {
-				n, data, err := in.next(ctx, buf)
+				n, data, err := in.next(ctx, own.in)
 				if err != nil || len(data) == 0 {
+					own.out = out
 					return err
 				}
 				from := len(out)
@@ -84,24 +120,25 @@ func encodeFrames(ctx context.Context, r io.Reader, size int64, spec repo.Stream
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return "", nil, err
+		return nil, err
 	}
-	sum = hex.EncodeToString(in.sum.Sum(nil))
+	e.sum = hex.EncodeToString(in.sum.Sum(nil))
 	if spec.Pass == "" {
-		return sum, frames, nil
+		return e, nil
 	}
+	defer e.release()
 	var buf bytes.Buffer
 	w, err := repo.NewStreamWriter(&buf, repo.StreamSpec{Compress: repo.None, Pass: spec.Pass, Raw: spec.Raw})
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	for _, f := range frames {
 		w.Write(f) // its first error comes again from Close
 	}
 	if err := w.Close(); err != nil {
-		return "", nil, err
+		return nil, err
 	}
-	return sum, [][]byte{buf.Bytes()}, nil
+	return &encoded{sum: e.sum, parts: [][]byte{buf.Bytes()}}, nil
 }
 
 // pieceReader gives a file to several goroutines, piece by piece, and hashes it on the way.

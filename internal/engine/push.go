@@ -131,9 +131,12 @@ func (s *Stanza) pushSegment(ctx context.Context, dir, name string, f *os.File, 
 		return PushOutcome{}, err
 	}
 	var sum string
-	var stored [][]byte // the segment as it will be stored, in parts, when small enough
+	var stored *encoded // when small enough
 	if info.Size() <= inMemory {
-		sum, stored, err = encodeInMemory(ctx, f, info.Size(), spec)
+		if stored, err = encodeInMemory(ctx, f, info.Size(), spec); err == nil {
+			defer stored.release()
+			sum = stored.sum
+		}
 	} else {
 		h := sha1.New()
 		_, err = io.Copy(h, f)
@@ -156,7 +159,7 @@ func (s *Stanza) pushSegment(ctx context.Context, dir, name string, f *os.File, 
 	object := dir + "/" + name + "-" + sum + spec.Compress.Ext()
 	s.step("archive-push", "store", object)
 	if stored != nil {
-		err = writeParts(ctx, s.o.Storage, object, stored)
+		err = writeParts(ctx, s.o.Storage, object, stored.parts)
 	} else if _, err = f.Seek(0, io.SeekStart); err == nil {
 		err = s.store(ctx, object, spec, f, sum)
 	}
@@ -168,31 +171,31 @@ func (s *Stanza) pushSegment(ctx context.Context, dir, name string, f *os.File, 
 }
 
 // encodeInMemory reads the file once, hashing and compressing at the same time.
-func encodeInMemory(ctx context.Context, f *os.File, size int64, spec repo.StreamSpec) (sum string, stored [][]byte, err error) {
+func encodeInMemory(ctx context.Context, f *os.File, size int64, spec repo.StreamSpec) (*encoded, error) {
 	if spec.Compress.Frames() && size > 0 {
 		return encodeFrames(ctx, f, size, spec)
 	}
 	data := make([]byte, size)
 	if _, err := io.ReadFull(f, data); err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	if spec.Compress == repo.None && spec.Pass == "" {
 		h := sha1.Sum(data)
-		return hex.EncodeToString(h[:]), [][]byte{data}, nil
+		return &encoded{sum: hex.EncodeToString(h[:]), parts: [][]byte{data}}, nil
 	}
 	var buf bytes.Buffer
 	buf.Grow(int(size / 4))
 	w, err := repo.NewStreamWriter(&buf, spec)
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	if _, err := w.Write(data); err != nil {
-		return "", nil, errors.Join(err, w.Close())
+		return nil, errors.Join(err, w.Close())
 	}
 	if err := w.Close(); err != nil {
-		return "", nil, err
+		return nil, err
 	}
-	return w.Sums().SHA1, [][]byte{buf.Bytes()}, nil
+	return &encoded{sum: w.Sums().SHA1, parts: [][]byte{buf.Bytes()}}, nil
 }
 
 // writeParts stores one object that is held in memory in parts.
