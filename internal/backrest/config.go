@@ -246,7 +246,8 @@ func (c *Config) WordsFor(command string) []string {
 func (c *Config) Forward(command string) []string {
 	to := commandNamed(command)
 	return c.words(func(at place, v *value) bool {
-		which := at.o.Section != CommandLine || at.o.Name == "stanza" || strings.HasPrefix(at.o.Name, "config")
+		which := at.o.Section != CommandLine || at.o.Name == "stanza" || strings.HasPrefix(at.o.Name, "config") ||
+			at.o.Name == "repo" && c.String("repo-target-time", 0) != "" // a time is that of one repository
 		return v.source <= FromEnvironment && at.o.On&to != 0 && which && !at.o.Secret && !strings.Contains(ownRun, " "+at.o.Name+" ")
 	}, "")
 }

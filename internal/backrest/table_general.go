@@ -86,7 +86,7 @@ var general = []Option{
 	{Name: "repo-retention-full-type", Kind: Enum, Group: Repo, Section: Global, On: onBackup | onExpire, Default: "count", Allow: "count time"},
 	{Name: "repo-retention-history", Kind: Int, Group: Repo, Section: Global, On: onBackup | onExpire, Range: "0 9999999"},
 	{Name: "repo-symlink", Kind: Bool, Group: Repo, Section: Global, On: onBackup | onExpire | onStanzaCreate, Default: "y", Needs: "repo-type=posix"},
-	{Name: "repo-target-time", Kind: String, Group: Repo, Section: Global, On: onRepo},
+	{Name: "repo-target-time", Kind: String, Section: Global, On: onArchiveGet | onInfo | onManifest | onRepoGet | onRepoLs | onRestore | onVerify}, // of the repository that the command reads, so without an index
 	{Name: "repo-type", Kind: Enum, Group: Repo, Section: Global, On: onRepo, Default: "posix", Allow: "azure cifs gcs posix s3 sftp", Old: "repo-type"},
 	{Name: "resume", Kind: Bool, Section: Global, On: onBackup, Default: "y"},
 	{Name: "sck-block", Kind: Bool, Section: Global, On: onNet, Default: "n"},

@@ -16,8 +16,7 @@ import (
 var partly = map[string]string{
 	"pg-host":          "of a primary beside a standby on this host; else refused: run the command on the host of PostgreSQL ([below](#a-primary-on-another-host))",
 	"repo-s3-service":  "`s3`; else refused: requests are signed for the service s3 only",
-	"repo-target-time": "of a bucket; of a directory refused: mount a snapshot of it and set repo1-path",
-	"repo-type":        "`posix` and `s3`; else refused: mount the storage as a directory and set repo1-type=posix",
+	"repo-target-time": "of a bucket on S3; else [refused](#refused-by-name)",
 	"compress-type":    "all; `bz2` is written by one core",
 }
 

@@ -26,10 +26,13 @@ func (r *backrestRun) settle() error {
 	if c.Command.String() == "stanza-delete" && c.String("repo", 0) == "" && (len(keys) > 1 || keys[0] != 1) {
 		return coded(codeRequired, "stanza-delete command requires option: repo\nHINT: this command requires a specific repository to operate on")
 	}
+	if r.given("repo-target-time") && !r.given("repo") {
+		return coded(codeOption, "option 'repo-target-time' not valid without option 'repo'")
+	}
 	at := map[string]int{}
 	for _, key := range keys {
 		path := c.String("repo-path", key)
-		if path == "" || c.String("repo-type", key) != "posix" { // in buckets a path is not the whole place
+		if path == "" || !isDirectory(c.String("repo-type", key)) { // elsewhere a path is not the whole place
 			continue
 		}
 		if other := at[path]; other != 0 {

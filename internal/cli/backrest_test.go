@@ -281,6 +281,7 @@ func TestBackrestSettles(t *testing.T) {
 		{"--stanza=s --pg1-path=/nx --no-compress --compress-type=lz4 --no-online backup", codeMissing, "WARN: 'compress' and 'compress-type' options should not both be set"},
 		{"--stanza=s --pg1-path=/nx --no-online --force stanza-create", codeMissing, "WARN: option --force is no longer supported"},
 		{"--stanza=s --dry-run --set=bogus --repo1-retention-full=1 expire", codeValue, "ERROR: [032]: [DRY-RUN] 'bogus' is not a valid backup label format"},
+		{"--stanza=s --repo-target-time=2026-11-22 info", codeOption, "option 'repo-target-time' not valid without option 'repo'"},
 		{"check", 0, "WARN: no stanzas found to check"},
 	} {
 		backrestSays(t, nil, append([]string{"--no-config"}, strings.Fields(c.line)...)...).has(t, c.code, c.want)

@@ -30,12 +30,12 @@ func isDirectory(kind string) bool { return kind == "posix" || kind == "cifs" }
 // is whom new files of a directory belong to; nil: us. Nobody is contacted yet.
 func openRepo(env *Env, c *backrest.Config, key int, owner *durable.Owner) (storage.Storage, error) {
 	kind := c.String("repo-type", key)
-	if at := c.String("repo-target-time", key); at != "" && kind != "s3" {
+	if at := c.String("repo-target-time", 0); at != "" && kind != "s3" {
 		instead := fmt.Sprintf("a repository of the type %s has no versions of its objects; mount a snapshot of it and set repo%d-path", kind, key)
 		if !isDirectory(kind) {
 			instead = fmt.Sprintf("earlier versions are read of a bucket of the type s3 only; bring the objects of that time to a directory with the store's own tool and set repo%d-path", key)
 		}
-		return nil, &usageError{fmt.Sprintf("repo%d-target-time: %s", key, instead)}
+		return nil, &usageError{"repo-target-time: " + instead}
 	}
 	switch kind {
 	case "posix":
@@ -80,9 +80,9 @@ func openS3(env *Env, c *backrest.Config, key int) (storage.Storage, error) {
 	if o.Connect, err = storageHost(c, key); err != nil {
 		return nil, err
 	}
-	if at := c.String("repo-target-time", key); at != "" {
+	if at := c.String("repo-target-time", 0); at != "" {
 		if o.AsOf, err = parseMoment(at); err != nil {
-			return nil, &usageError{fmt.Sprintf("repo%d-target-time: %v", key, err)}
+			return nil, &usageError{fmt.Sprintf("repo-target-time: %v", err)}
 		}
 	}
 	st, err := s3.New(o)
@@ -199,7 +199,11 @@ func (f *stanzaFlags) repoFlags(fl *pflag.FlagSet) {
 	fl.StringVar(&f.repoPath, "repo1-path", "", "directory of the repository")
 	fl.StringVar(&f.config, "config", "", "pgBackRest's configuration file with the repository's options, such as its secrets, which are never flags (else: the environment's PGBACKREST_REPO1_…)")
 	for _, h := range repoHelp {
-		fl.Var(&repoFlag{f: f, name: "repo1-" + h.name}, "repo1-"+h.name, h.help)
+		word := "repo1-" + h.name
+		if h.name == "target-time" { // pgBackRest's has no index
+			word = "repo-target-time"
+		}
+		fl.Var(&repoFlag{f: f, name: word}, "repo1-"+h.name, h.help)
 	}
 }
 

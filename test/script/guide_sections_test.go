@@ -48,11 +48,11 @@ restore/option-db-include                TestTablespacesAndDatabases
 pitr                                     TestPointInTime TestTimelines
 delete-stanza                            TestHousekeeping TestSeveralStanzas
 multi-repo                               TestSeveralRepositories TestEachRepositoryForItself
-azure-support                            TestConfiguration
-s3-support                               in test/stores
-sftp-support                             TestSeveralStanzas
-gcs-support                              in internal/cli
-repo-target-time                         in internal/cli
+azure-support                            in internal/cli and test/interop
+s3-support                               TestAnEarlierTime
+sftp-support                             in internal/cli and test/interop
+gcs-support                              in internal/cli and test/interop
+repo-target-time                         TestAnEarlierTime
 repo-host/install
 repo-host/setup-ssh
 repo-host/config                         TestSeveralStanzas

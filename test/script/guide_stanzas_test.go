@@ -138,7 +138,6 @@ func (r *rig) otherHosts() {
 		{onPrimary, "--stanza=demo restore", []string{"option 'repo1-host=repository' is not done by Holdfast"}},
 		{onPrimary, "info", []string{"option 'repo1-host=repository' is not done by Holdfast"}},
 		{"[global]\ntls-server-address=*\ntls-server-auth=pgbackrest-client=demo\ntls-server-ca-file=/ca\ntls-server-cert-file=/c\ntls-server-key-file=/k\n", "server", []string{"command 'server' is not done by Holdfast", "HINT: there is no server"}},
-		{"[global]\nrepo1-type=sftp\nrepo1-path=/demo-repo\nrepo1-sftp-host=sftp-server\nrepo1-sftp-host-key-hash-type=sha1\nrepo1-sftp-host-user=pgbackrest\n[demo]\npg1-path=/d\n", "--stanza=demo backup", []string{"is not done by Holdfast", "HINT: mount the storage as a directory and set repo1-type=posix"}},
 	} {
 		if err := os.WriteFile(conf, []byte(c.conf), 0o644); err != nil {
 			t.Fatal(err)
