@@ -195,10 +195,9 @@ func (s *Stanza) fillInfo(ctx context.Context, out *StanzaInfo, set repo.Label) 
 	bi, err := repo.LoadBackupInfo(ctx, s.o.Storage, s.o.Stanza, s.o.Pass)
 	if errors.Is(err, fs.ErrNotExist) {
 		for _, dir := range []string{repo.BackupDir(s.o.Stanza), repo.ArchiveDir(s.o.Stanza)} {
-			for _, err := range s.o.Storage.List(ctx, dir, storage.ListOptions{}) {
-				if err != nil {
-					return err
-				}
+			if some, err := s.holds(ctx, dir); err != nil {
+				return err
+			} else if some {
 				return status(InfoNoData, "missing stanza data")
 			}
 		}

@@ -62,11 +62,20 @@ func (s *Stanza) Delete(ctx context.Context, o DeleteOptions) error {
 // Absent says whether the repository holds nothing of the stanza.
 func (s *Stanza) Absent(ctx context.Context) (bool, error) {
 	for _, tree := range []string{repo.BackupDir(s.o.Stanza), repo.ArchiveDir(s.o.Stanza)} {
-		for _, err := range s.o.Storage.List(ctx, tree, storage.ListOptions{}) {
+		if some, err := s.holds(ctx, tree); some || err != nil {
 			return false, wrap(err, "stanza %s: list %s", s.o.Stanza, tree)
 		}
 	}
 	return true, nil
+}
+
+// holds says whether anything is below a directory. In a store of objects only objects count: one that keeps versions may show
+// the directories of those that were deleted.
+func (s *Stanza) holds(ctx context.Context, dir string) (bool, error) {
+	for _, err := range s.o.Storage.List(ctx, dir, storage.ListOptions{Recursive: !s.o.Storage.Abilities().Links}) {
+		return err == nil, err
+	}
+	return false, nil
 }
 
 func (s *Stanza) delete(ctx context.Context) error {

@@ -60,4 +60,8 @@ func TestAnEarlierTime(t *testing.T) {
 	if got := r.rows(); got != "a" {
 		t.Error(got)
 	}
+	// The repository is made anew where the deleted one was.
+	r.run("--stanza=demo stanza-create")
+	again := r.backup("--repo=2")
+	has(t, r.run("--stanza=demo --repo=2 info"), again)
 }
