@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"net"
 	"os"
@@ -42,6 +43,15 @@ func NewCA(t testing.TB) *CA {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c, err := MakeCA(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// MakeCA makes an authority in a directory.
+func MakeCA(dir string) (*CA, error) {
 	c := &CA{Dir: dir, File: filepath.Join(dir, "ca.crt"), Cert: filepath.Join(dir, "public.crt"), Key: filepath.Join(dir, "private.key")}
 	now := time.Now()
 	root := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Holdfast test authority"}, NotBefore: now.Add(-time.Hour),
@@ -49,38 +59,20 @@ func NewCA(t testing.TB) *CA {
 	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "localhost"}, NotBefore: root.NotBefore, NotAfter: root.NotAfter,
 		DNSNames: []string{"localhost", "*.localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}
-	rootKey, leafKey := newKey(t), newKey(t)
-	writePEM(t, c.File, "CERTIFICATE", sign(t, root, root, rootKey, rootKey))
-	writePEM(t, c.Cert, "CERTIFICATE", sign(t, leaf, root, leafKey, rootKey))
-	der, err := x509.MarshalECPrivateKey(leafKey)
-	if err != nil {
-		t.Fatal(err)
+	rootKey, err1 := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	leafKey, err2 := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
 	}
-	writePEM(t, c.Key, "EC PRIVATE KEY", der)
-	return c
+	rootDER, err1 := x509.CreateCertificate(rand.Reader, root, root, &rootKey.PublicKey, rootKey)
+	leafDER, err2 := x509.CreateCertificate(rand.Reader, leaf, root, &leafKey.PublicKey, rootKey)
+	keyDER, err3 := x509.MarshalECPrivateKey(leafKey)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return nil, err
+	}
+	return c, errors.Join(writePEM(c.File, "CERTIFICATE", rootDER), writePEM(c.Cert, "CERTIFICATE", leafDER), writePEM(c.Key, "EC PRIVATE KEY", keyDER))
 }
 
-func newKey(t testing.TB) *ecdsa.PrivateKey {
-	t.Helper()
-	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
-}
-
-func sign(t testing.TB, c, by *x509.Certificate, key, byKey *ecdsa.PrivateKey) []byte {
-	t.Helper()
-	der, err := x509.CreateCertificate(rand.Reader, c, by, &key.PublicKey, byKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return der
-}
-
-func writePEM(t testing.TB, file, kind string, der []byte) {
-	t.Helper()
-	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o644); err != nil {
-		t.Fatal(err)
-	}
+func writePEM(file, kind string, der []byte) error {
+	return os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o644)
 }
