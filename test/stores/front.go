@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// Fault is what a Front does to one request.
+// Fault is what a Front or a Proxy does to one request.
 type Fault int
 
 // The faults.
@@ -31,7 +31,7 @@ var Faults = []Fault{Busy, Refused, CutUp, Lost, CutDown}
 
 // String returns the fault in a word.
 func (f Fault) String() string {
-	return [...]string{"busy", "refused", "cut up", "lost", "cut down", "tampered"}[f]
+	return [...]string{"busy", "refused", "cut up", "lost", "cut down", "tampered", "none", "fail", "expired", "denied", "missing", "tampered up", "stale", "lost busy"}[f]
 }
 
 // Front is between an adapter and its server, and spoils the requests that it is told to.

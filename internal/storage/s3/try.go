@@ -77,6 +77,19 @@ func (s *S3) try(ctx context.Context, op storage.Op, name string, call func(cont
 	}
 }
 
+// skewMax is how far apart the clocks may be, with room to spare: S3 refuses what is more than 15 minutes off.
+const skewMax = 5 * time.Minute
+
+// skewed says whether the store's clock, as an answer gives it, is another than ours.
+func (s *S3) skewed(err error) bool {
+	var r *smithyhttp.ResponseError
+	if !errors.As(err, &r) || r.Response == nil || r.Response.Response == nil {
+		return false
+	}
+	at, perr := http.ParseTime(r.Response.Header.Get("Date"))
+	return perr == nil && at.Sub(s.o.Now()).Abs() > skewMax
+}
+
 // status is the HTTP status of an answer; 0: there was none.
 func status(err error) int {
 	var r *smithyhttp.ResponseError
@@ -125,6 +138,8 @@ func (s *S3) judge(err error) again {
 		return later
 	}
 	switch n := status(err); {
+	case n == http.StatusForbidden && s.skewed(err): // the answer to a HEAD does not say why
+		return renewed
 	case n == http.StatusRequestTimeout || n == http.StatusTooManyRequests:
 		return later
 	case n >= 500:
