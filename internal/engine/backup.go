@@ -413,7 +413,11 @@ func (r *backupRun) prepare(ctx context.Context) error {
 	if err := s.matches(r.ai, r.bi, r.control); err != nil {
 		return err
 	}
-	_, added, warnings, err := s.reconcile(ctx, r.bi)
+	dirs, err := repo.ReadLabels(ctx, s.o.Storage, s.o.Stanza)
+	if err != nil {
+		return err
+	}
+	_, added, warnings, err := s.reconcileDirs(ctx, r.bi, dirs)
 	if err != nil {
 		return err
 	}
@@ -439,7 +443,7 @@ func (r *backupRun) prepare(ctx context.Context) error {
 			r.newest = max(r.newest, l.Label)
 		}
 	}
-	return r.clearUnfinished(ctx)
+	return r.clearUnfinished(ctx, dirs)
 }
 
 func (r *backupRun) connect(ctx context.Context) (err error) {

@@ -16,13 +16,10 @@ import (
 
 // clearUnfinished looks at label directories that are no backups, which is what interrupted runs leave. The newest one is
 // taken over if this run may (format page, section 15); the others are removed.
-func (r *backupRun) clearUnfinished(ctx context.Context) error {
+func (r *backupRun) clearUnfinished(ctx context.Context, dirs []repo.LabelDir) error {
 	s := r.s
 	var left []repo.Label
-	for d, err := range repo.Labels(ctx, s.o.Storage, s.o.Stanza) {
-		if err != nil {
-			return err
-		}
+	for _, d := range dirs {
 		if !d.Manifest {
 			left = append(left, d.Label)
 		}

@@ -99,7 +99,10 @@ func (r *copyRun) run(ctx context.Context) error {
 			r.fail(CopyFailure{Label: b.Label, Reason: b.Reason})
 		}
 	}
-	return r.otherWAL(ctx)
+	if err := r.otherWAL(ctx); err != nil {
+		return err
+	}
+	return r.to.sweep(ctx, "copy")
 }
 
 func (r *copyRun) fail(f CopyFailure) {

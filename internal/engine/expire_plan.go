@@ -87,7 +87,11 @@ func (s *Stanza) planExpire(ctx context.Context, o ExpireOptions, now time.Time)
 	if err := sameHistory(ai, bi); err != nil {
 		return fail(err)
 	}
-	changed, added, warnings, err := s.reconcile(ctx, bi)
+	dirs, err := repo.ReadLabels(ctx, s.o.Storage, s.o.Stanza)
+	if err != nil {
+		return fail(err)
+	}
+	changed, added, warnings, err := s.reconcileDirs(ctx, bi, dirs)
 	if err != nil {
 		return fail(err)
 	}
@@ -108,7 +112,7 @@ func (s *Stanza) planExpire(ctx context.Context, o ExpireOptions, now time.Time)
 	slices.Reverse(p.Backups)
 	p.Warnings = append(p.Warnings, r.warnings...)
 	for _, step := range []func() error{
-		func() error { return p.planDirectories(ctx) },
+		func() error { return p.planDirectories(ctx, dirs) },
 		func() error { return p.planArchive(ctx, ai, r) },
 		func() error { return p.planHistory(ctx) },
 	} {
@@ -134,13 +138,10 @@ func sameHistory(ai *repo.ArchiveInfo, bi *repo.BackupInfo) error {
 
 // planDirectories finds label directories that belong to no backup. The newest one, when it has only the copy of a
 // manifest, may be running (on another host) or be resumed.
-func (p *ExpirePlan) planDirectories(ctx context.Context) error {
+func (p *ExpirePlan) planDirectories(ctx context.Context, all []repo.LabelDir) error {
 	var dirs []repo.LabelDir
 	newest, stamp := repo.Label(""), ""
-	for d, err := range repo.Labels(ctx, p.s.o.Storage, p.Stanza) {
-		if err != nil {
-			return fmt.Errorf("list the backups: %w", err)
-		}
+	for _, d := range all {
 		newest, stamp = max(newest, d.Label), max(stamp, ownStamp(d.Label))
 		if p.bi.Find(d.Label) == nil {
 			dirs = append(dirs, d)
@@ -334,6 +335,15 @@ func (p *ExpirePlan) run(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := p.removeHistory(ctx); err != nil {
+		return err
+	}
+	return s.sweep(ctx, "expire")
+}
+
+// removeHistory removes old manifests.
+func (p *ExpirePlan) removeHistory(ctx context.Context) error {
+	s := p.s
 	if len(p.History) == 0 {
 		return nil
 	}

@@ -12,11 +12,20 @@ import (
 // reconcile brings bi in line with what is in the repository (repo.Reconcile). added are the backups that it did not list: they
 // exist by their manifest, and whoever made them died before the rest was written.
 func (s *Stanza) reconcile(ctx context.Context, bi *repo.BackupInfo) (changed bool, added []repo.Label, warnings []string, err error) {
+	dirs, err := repo.ReadLabels(ctx, s.o.Storage, s.o.Stanza)
+	if err != nil {
+		return false, nil, nil, err
+	}
+	return s.reconcileDirs(ctx, bi, dirs)
+}
+
+// reconcileDirs is reconcile with the label directories that have just been read.
+func (s *Stanza) reconcileDirs(ctx context.Context, bi *repo.BackupInfo, dirs []repo.LabelDir) (changed bool, added []repo.Label, warnings []string, err error) {
 	listed := map[repo.Label]bool{}
 	for _, l := range bi.Backups {
 		listed[l.Label] = true
 	}
-	changed, warnings, err = repo.Reconcile(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass)
+	changed, warnings, err = repo.ReconcileDirs(ctx, s.o.Storage, s.o.Stanza, dirs, bi, s.o.Pass)
 	for _, l := range bi.Backups {
 		if !listed[l.Label] {
 			added = append(added, l.Label)

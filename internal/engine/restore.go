@@ -419,11 +419,16 @@ func (r *restoreRun) restoreFiles(ctx context.Context) error {
 		}
 		return nil
 	})
-	for range r.o.ProcessMax {
+	workers, t := r.s.crewOf(r.o.ProcessMax)
+	ctx = t.with(ctx)
+	for range workers {
 		g.Go(func() error {
 			w := &restoreWorker{restoreRun: r, buf: make([]byte, copyBuffer)}
 			for j := range queue {
-				if err := w.do(ctx, j); err != nil {
+				t.take()
+				err := w.do(ctx, j)
+				t.give()
+				if err != nil {
 					return err
 				}
 			}

@@ -76,7 +76,7 @@ func (w *restoreWorker) blockFile(ctx context.Context, t restoreTarget, image []
 	if image != nil {
 		stored = bytes.NewReader(image[length-t.BlockMapSize:])
 	} else {
-		in, err := w.s.o.Storage.Open(ctx, bf.object, bf.offset+length-t.BlockMapSize, t.BlockMapSize)
+		in, err := w.s.open(ctx, bf.object, bf.offset+length-t.BlockMapSize, t.BlockMapSize)
 		if err != nil {
 			return nil, err
 		}
@@ -85,8 +85,8 @@ func (w *restoreWorker) blockFile(ctx context.Context, t restoreTarget, image []
 	}
 	var err error
 	if bf.m, err = repo.ReadBlockMap(stored, t.BlockSize, t.BlockSumSize, bf.spec.Pass); err != nil {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
+		if cut := blind(ctx, err); cut != nil {
+			return nil, cut
 		}
 		return nil, fmt.Errorf("%w: %s: block map: %w; %s", ErrCorrupt, bf.object, err, w.verifyHint())
 	}
@@ -212,7 +212,7 @@ func (bf *blockFile) run(ctx context.Context, sink *blockSink, wanted []int32, e
 	if from := first.Offset - bf.offset; object == bf.object && from >= 0 && end-bf.offset <= int64(len(bf.image)) {
 		in = bytes.NewReader(bf.image[from : end-bf.offset])
 	} else {
-		r, err := bf.w.s.o.Storage.Open(ctx, object, first.Offset, end-first.Offset)
+		r, err := bf.w.s.open(ctx, object, first.Offset, end-first.Offset)
 		if err != nil {
 			return err
 		}

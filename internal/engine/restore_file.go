@@ -109,7 +109,7 @@ func (w *restoreWorker) slices(ctx context.Context, wanted []restoreTarget, end 
 	if wanted[0].BundleID > 0 {
 		length = end - at
 	}
-	in, err := w.s.o.Storage.Open(ctx, object, at, length)
+	in, err := w.s.open(ctx, object, at, length)
 	if err != nil {
 		return fmt.Errorf("%s: %w", wanted[0].Name, err)
 	}

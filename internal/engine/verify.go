@@ -70,8 +70,9 @@ func (s *Stanza) Verify(ctx context.Context, o VerifyOptions) (*VerifyResult, er
 	if err != nil {
 		return nil, err
 	}
-	v := &verifier{s: s, ai: ai, bi: bi, workers: max(o.ProcessMax, 1), set: o.Set, known: map[uint64]bool{}, badWAL: map[string]bool{},
+	v := &verifier{s: s, ai: ai, bi: bi, set: o.Set, known: map[uint64]bool{}, badWAL: map[string]bool{},
 		segmentSize: map[string]uint32{}, timelines: map[timelineKey][]pg.TimelineEntry{}}
+	v.workers, v.turns = s.crewOf(max(o.ProcessMax, 1))
 	for _, l := range bi.Backups {
 		if o.Set == "" || l.Label == o.Set {
 			v.res.Backups = append(v.res.Backups, l.Label)
@@ -94,6 +95,7 @@ type verifier struct {
 	ai      *repo.ArchiveInfo
 	bi      *repo.BackupInfo
 	workers int
+	turns   turns
 	set     repo.Label
 
 	mu     sync.Mutex
@@ -233,8 +235,7 @@ func (v *verifier) backup(ctx context.Context, label repo.Label) error {
 	}
 	v.s.o.Events(Amount{"verify", len(m.Files), total})
 	damage := 0
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(v.workers)
+	var read []*repo.File
 	for i := range m.Files {
 		f := &m.Files[i]
 		if f.Size == 0 && (m.Bundle || f.Reference != "") { // nothing is stored of it, or not here
@@ -254,9 +255,13 @@ func (v *verifier) backup(ctx context.Context, label repo.Label) error {
 				continue
 			}
 		}
-		g.Go(func() error { return v.file(gctx, m, f) })
+		read = append(read, f)
 	}
-	if err := g.Wait(); err != nil {
+	c := v.newCrew(ctx)
+	for _, j := range verifyJobs(read) {
+		c.run(func(ctx context.Context) error { return v.do(ctx, m, j) })
+	}
+	if err := c.g.Wait(); err != nil {
 		return err
 	}
 	lost, err := v.backupWAL(ctx, m)
@@ -274,6 +279,27 @@ func (v *verifier) backup(ctx context.Context, label repo.Label) error {
 	}
 	v.res.Verdicts = append(v.res.Verdicts, verdict)
 	return nil
+}
+
+// verifyCrew is an errgroup whose members take turns.
+type verifyCrew struct {
+	g   *errgroup.Group
+	ctx context.Context
+	t   turns
+}
+
+func (v *verifier) newCrew(ctx context.Context) *verifyCrew {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(v.workers)
+	return &verifyCrew{g, v.turns.with(ctx), v.turns}
+}
+
+func (c *verifyCrew) run(work func(context.Context) error) {
+	c.g.Go(func() error {
+		c.t.take()
+		defer c.t.give()
+		return work(c.ctx)
+	})
 }
 
 // state tells whether something was read already and was good.
@@ -303,18 +329,18 @@ func storedIn(m *repo.Manifest, f *repo.File) repo.Label {
 	return cmp.Or(f.Reference, m.Label)
 }
 
-// file reads one file as this manifest describes it.
-func (v *verifier) file(ctx context.Context, m *repo.Manifest, f *repo.File) error {
+// file reads one file as this manifest describes it. stored gives its bytes; nil: they are asked for.
+func (v *verifier) file(ctx context.Context, m *repo.Manifest, f *repo.File, stored io.Reader) error {
 	object, offset, length, spec := m.Object(v.s.o.Stanza, f)
 	var ok bool
 	var err error
 	switch {
 	case f.Size == 0:
-		ok, err = v.compare(ctx, m.Label, object, 0, -1, spec, emptySHA1, 0)
+		ok, err = v.compare(ctx, m.Label, part{object, 0, -1, nil}, spec, emptySHA1, 0)
 	case f.BlockMapSize > 0:
-		ok, err = v.image(ctx, m, f, object, offset, length, spec)
+		ok, err = v.image(ctx, m, f, part{object, offset, length, stored}, spec)
 	default:
-		ok, err = v.compare(ctx, m.Label, object, offset, length, spec, f.SHA1, f.Size)
+		ok, err = v.compare(ctx, m.Label, part{object, offset, length, stored}, spec, f.SHA1, f.Size)
 	}
 	v.setState(fileKey(m, f), ok)
 	return err
@@ -333,9 +359,9 @@ func (v *verifier) read(stored, original int64) {
 // the manifest names harm no restore, but nothing that writes repositories leaves them. length < 0: all of it.
 func (v *verifier) open(ctx context.Context, object string, offset, length int64) (io.ReadCloser, error) {
 	if length < 0 || path.Base(path.Dir(object)) == "bundle" {
-		return v.s.o.Storage.Open(ctx, object, offset, length)
+		return v.s.open(ctx, object, offset, length)
 	}
-	r, err := v.s.o.Storage.Open(ctx, object, offset, -1)
+	r, err := v.s.open(ctx, object, offset, -1)
 	if err != nil {
 		return nil, err
 	}
@@ -357,12 +383,28 @@ func (r *exactReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// part is where a file's stored bytes are: length from offset of an object, which stored gives if it is not nil.
+type part struct {
+	object         string
+	offset, length int64
+	stored         io.Reader
+}
+
+// openPart opens it.
+func (v *verifier) openPart(ctx context.Context, p part) (io.ReadCloser, error) {
+	if p.stored != nil {
+		return io.NopCloser(p.stored), nil
+	}
+	return v.open(ctx, p.object, p.offset, p.length)
+}
+
 // compare decodes one object and records what differs; only what blind gives is an error. ok: it is as it should be.
-func (v *verifier) compare(ctx context.Context, label repo.Label, object string, offset, length int64, spec repo.StreamSpec, sha1 string, size int64) (ok bool, err error) {
+func (v *verifier) compare(ctx context.Context, label repo.Label, at part, spec repo.StreamSpec, sha1 string, size int64) (ok bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return false, err
 	}
-	r, err := v.open(ctx, object, offset, length)
+	object := at.object
+	r, err := v.openPart(ctx, at)
 	if errors.Is(err, fs.ErrNotExist) {
 		v.find(label, object, "missing")
 		return false, nil

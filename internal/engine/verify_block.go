@@ -22,13 +22,13 @@ func imageKey(label repo.Label, name string) uint64 {
 // image reads what one backup stores of a block incremental file, and makes sure of the blocks that it leaves to earlier
 // backups: by what is known of their images, or when nothing is, because only this backup is verified or because a manifest
 // is lost, by putting the file together.
-func (v *verifier) image(ctx context.Context, m *repo.Manifest, f *repo.File, object string, offset, length int64, spec repo.StreamSpec) (bool, error) {
-	own := storedIn(m, f)
-	bm, err := v.ownImage(ctx, f, object, offset, length, spec)
+func (v *verifier) image(ctx context.Context, m *repo.Manifest, f *repo.File, at part, spec repo.StreamSpec) (bool, error) {
+	own, object := storedIn(m, f), at.object
+	bm, err := v.ownImage(ctx, f, at, spec)
 	if cut := blind(ctx, err); cut != nil {
 		return false, cut
 	}
-	v.read(length, f.Size)
+	v.read(at.length, f.Size)
 	v.setState(imageKey(own, f.Name), err == nil)
 	if err == nil {
 		err = checkBlocks(m, f, bm)
@@ -64,8 +64,8 @@ func (v *verifier) image(ctx context.Context, m *repo.Manifest, f *repo.File, ob
 }
 
 // ownImage compares the stored bytes of an image with their checksum and returns its map.
-func (v *verifier) ownImage(ctx context.Context, f *repo.File, object string, offset, length int64, spec repo.StreamSpec) (*repo.BlockMap, error) {
-	r, err := v.open(ctx, object, offset, length)
+func (v *verifier) ownImage(ctx context.Context, f *repo.File, at part, spec repo.StreamSpec) (*repo.BlockMap, error) {
+	r, err := v.openPart(ctx, at)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, errors.New("missing")
 	}
@@ -138,7 +138,7 @@ func (v *verifier) superBlock(ctx context.Context, m *repo.Manifest, f *repo.Fil
 	at := *f
 	at.Reference, at.BundleID = m.References[b.Reference], int64(b.BundleID)
 	object, _, _, spec := m.Object(v.s.o.Stanza, &at)
-	r, err := v.s.o.Storage.Open(ctx, object, b.Offset, b.Size)
+	r, err := v.s.open(ctx, object, b.Offset, b.Size)
 	if err != nil {
 		return err
 	}

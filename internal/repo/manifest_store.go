@@ -98,15 +98,21 @@ func SaveHistoryManifest(ctx context.Context, s storage.Storage, stanza string, 
 // The manifests are opened with b.CipherPass; pass is used when b has none. On an error, also a cancelled context or a
 // directory that cannot be listed, b is as before.
 func Reconcile(ctx context.Context, s storage.Storage, stanza string, b *BackupInfo, pass Secret) (changed bool, warnings []string, err error) {
+	dirs, err := ReadLabels(ctx, s, stanza)
+	if err != nil {
+		return false, nil, err
+	}
+	return ReconcileDirs(ctx, s, stanza, dirs, b, pass)
+}
+
+// ReconcileDirs is Reconcile with the directories that ReadLabels has just given.
+func ReconcileDirs(ctx context.Context, s storage.Storage, stanza string, dirs []LabelDir, b *BackupInfo, pass Secret) (changed bool, warnings []string, err error) {
 	if b.CipherPass != "" {
 		pass = b.CipherPass
 	}
 	onDisk := map[Label]bool{}
 	all := map[Label]bool{}
-	for d, err := range Labels(ctx, s, stanza) {
-		if err != nil {
-			return false, nil, fmt.Errorf("list backups of stanza %s: %w", stanza, err)
-		}
+	for _, d := range dirs {
 		if d.Manifest {
 			onDisk[d.Label], all[d.Label] = true, true
 		}

@@ -3,11 +3,14 @@ package repo
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"iter"
 	"path"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sync/errgroup"
 
 	"holdfast/internal/storage"
 )
@@ -138,10 +141,22 @@ type LabelDir struct {
 	Copy     bool // backup.manifest.copy is there: alone, the backup is running or was interrupted
 }
 
-// Labels yields the label directories of a stanza in order and whether each has a manifest. One listing per directory.
-// Directories of other names are passed over. An error, also a cancelled context, ends the sequence.
+// Labels yields the label directories of a stanza in order and whether each has a manifest. One listing per directory, many at
+// once where a store is remote. Directories of other names are passed over. An error, also a cancelled context, ends the sequence.
 func Labels(ctx context.Context, s storage.Storage, stanza string) iter.Seq2[LabelDir, error] {
 	return func(yield func(LabelDir, error) bool) {
+		if s.Abilities().Remote {
+			dirs, err := remoteLabels(ctx, s, stanza)
+			for _, d := range dirs {
+				if !yield(d, nil) {
+					return
+				}
+			}
+			if err != nil {
+				yield(LabelDir{}, err)
+			}
+			return
+		}
 		for info, err := range s.List(ctx, BackupDir(stanza), storage.ListOptions{}) {
 			if err != nil {
 				yield(LabelDir{}, err)
@@ -159,9 +174,46 @@ func Labels(ctx context.Context, s storage.Storage, stanza string) iter.Seq2[Lab
 	}
 }
 
+// remoteLabels asks for all directories at once: each question takes as long as the way there and back.
+func remoteLabels(ctx context.Context, s storage.Storage, stanza string) ([]LabelDir, error) {
+	var dirs []LabelDir
+	for info, err := range s.List(ctx, BackupDir(stanza), storage.ListOptions{}) {
+		if err != nil {
+			return nil, err
+		}
+		if label, err := ParseLabel(path.Base(info.Name)); err == nil && info.Dir {
+			dirs = append(dirs, LabelDir{Label: label})
+		}
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(max(s.Abilities().Connections, 1))
+	for i := range dirs {
+		g.Go(func() (err error) {
+			dirs[i], err = labelDir(ctx, s, stanza, dirs[i].Label)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	return dirs, nil
+}
+
+// ReadLabels is Labels as a list, for who needs it more than once.
+func ReadLabels(ctx context.Context, s storage.Storage, stanza string) ([]LabelDir, error) {
+	var dirs []LabelDir
+	for d, err := range Labels(ctx, s, stanza) {
+		if err != nil {
+			return nil, fmt.Errorf("list backups of stanza %s: %w", stanza, err)
+		}
+		dirs = append(dirs, d)
+	}
+	return dirs, nil
+}
+
 func labelDir(ctx context.Context, s storage.Storage, stanza string, label Label) (LabelDir, error) {
 	d := LabelDir{Label: label}
-	for info, err := range s.List(ctx, BackupDir(stanza)+"/"+string(label), storage.ListOptions{}) {
+	for info, err := range s.List(ctx, BackupDir(stanza)+"/"+string(label), storage.ListOptions{Prefix: manifestName}) {
 		if err != nil {
 			return d, err
 		}
