@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -78,7 +79,7 @@ func (w *world) backup(ctx context.Context, t tool, backupType, kind string, rou
 	opts = append(opts, "--type="+backupType, "--start-fast", "--no-archive-check", w.locks, w.processes())
 	opts = append(opts, compression(kind)...)
 	opts = append(opts, t.backup...)
-	_, before, err := measureTree(t.repo)
+	_, before, err := measureTree(cmp.Or(t.kept, t.repo))
 	if err != nil {
 		return err
 	}
@@ -89,7 +90,7 @@ func (w *world) backup(ctx context.Context, t tool, backupType, kind string, rou
 	if err != nil {
 		return err
 	}
-	_, after, err := measureTree(t.repo)
+	_, after, err := measureTree(cmp.Or(t.kept, t.repo))
 	if err != nil {
 		return err
 	}

@@ -32,6 +32,7 @@ type world struct {
 	bytes      int64 // of the cluster
 	started    bool
 	samples    []sample
+	where      string // is put behind the name of what is measured
 	sum        sample // of all commands since total began
 }
 

@@ -10,6 +10,7 @@
 //	archive-push and archive-get of real, full segments                  one invocation each, as PostgreSQL does it
 //	the same with asynchronous archiving
 //	cold start: version, push of an almost empty segment, get of a segment that is not there
+//	full backup and restore in a bucket, with 0 and with 30 ms added to every way there and back
 //	backup_all of an instance around the cluster                         memory and cores in use; no rival has it
 //	floor: cp -a of the cluster and sync
 //
@@ -60,6 +61,10 @@ type settings struct {
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	if len(os.Args) == 4 && os.Args[1] == relayWord { // see startRelay
+		fmt.Fprintln(os.Stderr, "bench:", relay(os.Args[2], os.Args[3]))
+		os.Exit(1)
+	}
 	err := run(ctx, os.Args[1:], os.Getenv("HOLDFAST_BENCH_SCALE"), os.Stdout, os.Stderr)
 	stop()
 	switch {
@@ -92,7 +97,7 @@ func parse(args []string, scale string, stderr io.Writer) (*settings, error) {
 	f.IntVar(&s.processes, "processes", 2, "process-max of both tools")
 	f.IntVar(&s.segments, "segments", 64, "WAL segments to push and get")
 	f.StringVar(&types, "types", "zst-1,zst-3,lz4-1,none", "compression `list`, type-level; gz-6 takes long")
-	f.StringVar(&parts, "parts", "floor,backup,archive,async,start,instance", "what to measure, a `list`")
+	f.StringVar(&parts, "parts", "floor,backup,archive,async,start,s3,instance", "what to measure, a `list`")
 	f.BoolVar(&s.plain, "plain", false, "full backups without bundles, too")
 	f.BoolVar(&s.warm, "warm", false, "do not drop the caches before each run")
 	f.StringVar(&s.json, "json", "", "write every sample to this `file`")
@@ -137,7 +142,7 @@ func run(ctx context.Context, args []string, scale string, stdout, stderr io.Wri
 	for _, name := range s.parts {
 		step := map[string]func(context.Context) error{
 			"floor": w.measureFloor, "backup": w.measureBackups, "archive": w.measureArchive, "async": w.measureAsync,
-			"start": w.measureStart, "instance": w.measureInstance,
+			"start": w.measureStart, "s3": w.measureS3, "instance": w.measureInstance,
 		}[name]
 		if step == nil {
 			return fmt.Errorf("--parts: %q is not known", name)

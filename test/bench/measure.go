@@ -35,6 +35,7 @@ type tool struct {
 	common []string // options of every verb
 	backup []string // options of backup alone
 	create []string // options of stanza-create
+	kept   string   // directory whose growth is what was stored, when it is not repo
 	data   string   // data directory, when it is not the cluster's
 }
 
@@ -106,6 +107,7 @@ func (s *sample) add(o sample) {
 }
 
 func (w *world) record(what, tool string, round int, s sample) {
+	what += w.where
 	s.What, s.Tool, s.Round = what, tool, round
 	w.samples = append(w.samples, s)
 	w.say("%-30s %-16s round %d: %6.2f s wall, %6.2f s CPU, %4d MiB, stored %d MiB",
