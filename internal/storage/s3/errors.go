@@ -67,6 +67,9 @@ func (s *S3) fail(op storage.Op, name string, err error) error {
 		e.text = fmt.Sprintf("%s s3 object %s: %v", op, at, fs.ErrNotExist)
 		return e
 	}
+	if denied(err) {
+		e.Err = fmt.Errorf("%w: %w", fs.ErrPermission, err)
+	}
 	e.text = fmt.Sprintf("%s s3 object %s: %s", op, at, s.scrub(said(err)))
 	if hint := s.hint(e); hint != "" {
 		e.text += "; " + hint

@@ -262,7 +262,9 @@ func (s *S3) removeBatch(ctx context.Context, names []string) error {
 		for _, e := range out.Errors {
 			switch aws.ToString(e.Code) {
 			case "NoSuchKey", "NotFound", "NoSuchVersion":
-			case "AccessDenied", "AllAccessDisabled", "MethodNotAllowed", "InvalidRequest", "InvalidArgument":
+			case "AccessDenied":
+				return fmt.Errorf("%s: %s: %w", aws.ToString(e.Key), aws.ToString(e.Message), fs.ErrPermission)
+			case "AllAccessDisabled", "MethodNotAllowed", "InvalidRequest", "InvalidArgument":
 				return fmt.Errorf("%s: %s: %s", aws.ToString(e.Key), aws.ToString(e.Code), aws.ToString(e.Message))
 			default:
 				left = append(left, types.ObjectIdentifier{Key: e.Key})
