@@ -20,6 +20,7 @@
 //	       storage/bucket        what adapters for object stores share ─► storage, storage/transport
 //	       pg                    PostgreSQL as files and as a server
 //	cli ─► conf                  the parameter table and its store ─► durable
+//	       kit                   the recovery kit: its document, and how age encrypts it
 //	       backrest              pgBackRest's command line, environment and configuration files
 //	       instance              root directory, disks, shell, init script ─► durable
 //	       schedule  notify      calendar arithmetic and the loop; delivering a message

@@ -34,8 +34,9 @@ var allowed = map[string][]string{
 	"internal/cli": {
 		"internal/web", "internal/action", "internal/eventbus", "internal/engine", "internal/repo", "internal/catalog",
 		"internal/storage", "internal/storage/s3", "internal/storage/gcs", "internal/storage/azure", "internal/storage/sftp", "internal/pg", "internal/tarball", "internal/instance", "internal/schedule", "internal/conf",
-		"internal/notify", "internal/durable", "internal/backrest",
+		"internal/notify", "internal/durable", "internal/backrest", "internal/kit",
 	},
+	"internal/kit":      {},
 	"internal/backrest": {},
 	"internal/web":      {"internal/action", "internal/catalog", "internal/conf"},
 	"internal/action": {
@@ -87,6 +88,7 @@ var quarantine = []struct {
 	{"github.com/pkg/sftp", []string{"internal/storage/sftp"}},
 	{"golang.org/x/crypto/ssh", []string{"internal/storage/sftp"}},
 	{"github.com/hanwen/go-fuse", nil},
+	{"filippo.io/age", []string{"internal/kit"}},
 	{"github.com/aws/", []string{"internal/storage/s3"}},
 	{"github.com/rogpeppe/", nil},
 }

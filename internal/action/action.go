@@ -49,6 +49,7 @@ type Options struct {
 
 	Store      *StoreOptions      // external storage; nil: none is described
 	PostScript *PostScriptOptions // nil: none
+	Kit        *KitOptions        // nil: no recovery kit is written
 
 	Clusters []Cluster
 	Files    FilesOptions

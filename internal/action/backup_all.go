@@ -624,7 +624,7 @@ func (a *App) finishPublishing(s *catalog.Set) error {
 	return nil
 }
 
-// removeHidden removes unfinished tarballs from the dump directory; the lock says that nobody is writing them.
+// removeHidden removes unfinished tarballs and recovery kits from the dump directory; the lock says that nobody is writing them.
 func (a *App) removeHidden() error {
 	entries, err := os.ReadDir(a.o.DumpDir)
 	if err != nil {
@@ -632,7 +632,7 @@ func (a *App) removeHidden() error {
 	}
 	for _, e := range entries {
 		n := e.Name()
-		if strings.HasPrefix(n, hiddenPrefix) && e.Type().IsRegular() && (strings.HasSuffix(n, appSuffix) || strings.HasSuffix(n, busSuffix)) {
+		if strings.HasPrefix(n, hiddenPrefix) && e.Type().IsRegular() && slices.ContainsFunc([]string{appSuffix, busSuffix, kitSuffix}, func(s string) bool { return strings.HasSuffix(n, s) }) {
 			if err := os.Remove(filepath.Join(a.o.DumpDir, n)); err != nil {
 				return fmt.Errorf("remove an unfinished tarball: %w", err)
 			}

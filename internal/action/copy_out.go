@@ -26,6 +26,7 @@ type CopyReport struct {
 	WAL      []catalog.CopiedWAL `json:"wal"`      // how far it reaches there
 	LastSet  string              `json:"last_set"`
 	Removed  []string            `json:"removed,omitempty"` // by the retention there
+	Due      []string            `json:"due,omitempty"`     // what the retention would remove and these credentials leave to others
 	Warnings []string            `json:"warnings,omitempty"`
 }
 
@@ -63,10 +64,11 @@ func (a *App) CopySets(ctx context.Context) (*CopyReport, error) {
 	return &c.res, ctx.Err()
 }
 
-// afterwards is what a run does when its set is complete: tarballs to the external storage, before the program that may take them
+// afterwards is what a run does when its set is complete: the recovery kit; tarballs to the external storage, before the program that may take them
 // away gets them; that program, also for sets of dead runs that this one completed; PostgreSQL to the external storage. None of it
 // makes the run fail. Only an interrupted run is an error, with the set complete all the same.
 func (a *App) afterwards(ctx context.Context, set *catalog.Set, settled []*catalog.Set) error {
+	a.writeKit(ctx, set)
 	var c *copyOut
 	if o := a.o.Store; o != nil && (o.Postgres || o.Tarballs) {
 		var err error
@@ -173,7 +175,7 @@ func (c *copyOut) postgres(ctx context.Context) {
 		}
 	}
 	c.wal(ctx)
-	c.prune(ctx)
+	c.prune(ctx, true, false)
 }
 
 // set copies the PostgreSQL backups of one set. false: the storage, or this run, can't go on.
@@ -356,74 +358,4 @@ func (c *copyOut) finish(ctx context.Context) error {
 		errs = append(errs, c.o.Catalog.Put(ctx, s))
 	}
 	return errors.Join(errs...)
-}
-
-// prune applies the retention to the external storage.
-func (c *copyOut) prune(ctx context.Context) {
-	if c.store.KeepSets == 0 || ctx.Err() != nil {
-		return
-	}
-	keep := map[string]map[repo.Label]bool{} // by stanza: of the catalogue
-	for _, s := range c.sets {
-		for _, p := range s.Pieces {
-			if p.Kind == catalog.Postgres {
-				if keep[p.Stanza] == nil {
-					keep[p.Stanza] = map[repo.Label]bool{}
-				}
-				keep[p.Stanza][repo.Label(p.Label)] = true
-			}
-		}
-	}
-	stanzas, err := engine.Stanzas(ctx, c.there)
-	for _, stanza := range stanzas {
-		if err == nil {
-			err = c.pruneStanza(ctx, stanza, keep[stanza])
-		}
-	}
-	if err != nil {
-		c.warn("the retention on %s could not be applied: %v", c.store.Name, err)
-	}
-}
-
-// pruneStanza removes what is neither among the newest, nor young, nor of the catalogue, nor built upon by what stays.
-func (c *copyOut) pruneStanza(ctx context.Context, stanza string, keep map[repo.Label]bool) error {
-	s, err := c.storeStanza(stanza, c.there)
-	if err != nil {
-		return err
-	}
-	info, err := s.Info(ctx, "")
-	if err != nil {
-		return err
-	}
-	young := c.o.Now().AddDate(0, 0, -c.store.KeepDays).Unix()
-	stays := map[string]bool{}
-	for i := len(info.Backup) - 1; i >= 0; i-- { // newest first: what is built on a backup comes before it
-		b := &info.Backup[i]
-		if len(info.Backup)-i <= c.store.KeepSets || c.store.KeepDays > 0 && b.Timestamp.Stop >= young || keep[repo.Label(b.Label)] {
-			stays[b.Label] = true
-		}
-		if stays[b.Label] && b.Prior != nil {
-			stays[*b.Prior] = true
-		}
-	}
-	for i := range info.Backup {
-		label := repo.Label(info.Backup[i].Label)
-		if stays[string(label)] || info.Backup[i].Prior != nil && !stays[*info.Backup[i].Prior] { // goes with its prior
-			continue
-		}
-		plan, err := s.PlanRemove(ctx, label, false)
-		if errors.Is(err, engine.ErrLastBackup) {
-			continue
-		}
-		if err == nil {
-			err = plan.Run(ctx)
-		}
-		if err != nil {
-			return err
-		}
-		for _, l := range plan.Backups {
-			c.res.Removed = append(c.res.Removed, stanza+" "+string(l))
-		}
-	}
-	return nil
 }

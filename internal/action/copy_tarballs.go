@@ -23,6 +23,7 @@ import (
 // Tarballs on external storage, one directory for each set:
 //
 //	<id>/<tarball>       as it is here; with a passphrase <tarball>.aes, encrypted as the repository's files are
+//	<id>/<recovery kit>  as it is here: it is encrypted, and holds that passphrase
 //	<id>/set.json(.aes)  the set's document, last: without it the set is not there
 
 const (
@@ -74,7 +75,7 @@ func (c *copyOut) tarballs(ctx context.Context) {
 			return
 		}
 	}
-	c.pruneTarballs(ctx, st)
+	c.prune(ctx, false, true)
 }
 
 // setTarballs copies the tarballs of one set, and then its document.
@@ -88,6 +89,9 @@ func (c *copyOut) setTarballs(ctx context.Context, st storage.Storage, s *catalo
 			return err
 		}
 	}
+	if err := c.kit(ctx, st, s); err != nil {
+		return err
+	}
 	doc, err := s.Encode()
 	if err != nil {
 		return err
@@ -99,6 +103,24 @@ func (c *copyOut) setTarballs(ctx context.Context, st storage.Storage, s *catalo
 // tarball copies one, unless it is there with its size. What is read is compared with what the run wrote before anything appears.
 func (c *copyOut) tarball(ctx context.Context, st storage.Storage, id string, p catalog.Piece) error {
 	name, spec := c.sealed(path.Join(id, filepath.Base(p.Path)))
+	return c.file(ctx, st, name, spec, p)
+}
+
+// kit copies the set's recovery kit, if it has one. One that somebody took away is no reason to leave the tarballs.
+func (c *copyOut) kit(ctx context.Context, st storage.Storage, s *catalog.Set) error {
+	if s.Kit == nil {
+		return nil
+	}
+	if _, err := os.Lstat(s.Kit.Path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	c.step("copy", "recovery-kit", s.Kit.Path)
+	name := path.Join(s.ID, filepath.Base(s.Kit.Path))
+	return c.file(ctx, st, name, repo.StreamSpec{Compress: repo.None}, catalog.Piece{Path: s.Kit.Path, Size: s.Kit.Size, SHA256: s.Kit.SHA256})
+}
+
+// file copies one file under a name, unless it is there with its size.
+func (c *copyOut) file(ctx context.Context, st storage.Storage, name string, spec repo.StreamSpec, p catalog.Piece) error {
 	info, err := st.Stat(ctx, name)
 	if err == nil && info.Size == storedSize(p.Size, spec) {
 		return nil
@@ -155,30 +177,6 @@ func (c *contextReader) Read(p []byte) (int, error) {
 		return 0, err
 	}
 	return c.r.Read(p)
-}
-
-// pruneTarballs removes the tarballs of old sets that the catalogue does not have any more.
-func (c *copyOut) pruneTarballs(ctx context.Context, st storage.Storage) {
-	if c.store.KeepSets == 0 || ctx.Err() != nil {
-		return
-	}
-	ids, err := storedSets(ctx, st)
-	if err == nil {
-		young := c.o.Now().UTC().AddDate(0, 0, -c.store.KeepDays).Format("200601021504")
-		for i, id := range ids {
-			known := slices.ContainsFunc(c.sets, func(s *catalog.Set) bool { return s.ID == id })
-			if known || len(ids)-i <= c.store.KeepSets || c.store.KeepDays > 0 && id[:12] >= young {
-				continue
-			}
-			if err = removeStored(ctx, st, id); err != nil {
-				break
-			}
-			c.res.Removed = append(c.res.Removed, id)
-		}
-	}
-	if err != nil {
-		c.warn("the retention of tarballs on %s could not be applied: %v", c.store.Name, err)
-	}
 }
 
 // removeStored removes a set's tarballs, the document first: from then on it is not there.

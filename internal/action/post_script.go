@@ -71,6 +71,9 @@ func (a *App) runPostScript(ctx context.Context, s *catalog.Set) error {
 			cmd.Env = append(cmd.Env, k.name+"="+p.Path, k.name+"_SHA256="+p.SHA256)
 		}
 	}
+	if s.Kit != nil {
+		cmd.Env = append(cmd.Env, "HOLDFAST_RECOVERY_KIT="+s.Kit.Path)
+	}
 	out, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = w, w
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}

@@ -180,6 +180,9 @@ func (a *App) PlanDeleteSet(ctx context.Context, id string, allowLast bool) (*De
 	if p.Last && !allowLast {
 		return nil, fmt.Errorf("set %s is the last one that can be restored: make another first (alation_action backup_all), or say --last", id)
 	}
+	if f := filepath.Join(a.o.DumpDir, set.ID+kitSuffix); exists(f) { // it holds every secret
+		p.Files = append(p.Files, f)
+	}
 	for _, piece := range set.Pieces {
 		if piece.Kind != catalog.Postgres {
 			for _, f := range []string{piece.Path, hiddenName(piece.Path)} {

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 
 	"holdfast/internal/engine"
@@ -22,6 +23,8 @@ type StoreOptions struct {
 	Postgres   bool // copy the separate PostgreSQL backup on every run
 	Tarballs   bool // copy the tarballs on every run
 	ProcessMax int  // objects at once
+
+	AppendOnly bool // these credentials remove nothing there: what the retention would remove is only named
 
 	// Retention there; KeepSets 0: nothing is removed. Sets of the catalogue always stay.
 	KeepSets int
@@ -68,7 +71,7 @@ func (a *App) openPiece(dir string) (storage.Storage, error) {
 }
 
 // CheckStore proves that the external storage can be used: it writes an object in each of its two places, finds it in a listing,
-// reads it back and removes it. The error names the first thing that it did not let us do.
+// reads it back and removes it, which append-only credentials need not be able to. The error names the first thing that it did not let us do.
 func (a *App) CheckStore(ctx context.Context) error {
 	s, err := a.store()
 	if err != nil {
@@ -77,7 +80,7 @@ func (a *App) CheckStore(ctx context.Context) error {
 	for _, open := range []func() (storage.Storage, error){s.OpenRepo, s.OpenSets} {
 		st, err := open()
 		if err == nil {
-			err = checkStore(ctx, st)
+			err = checkStore(ctx, st, s.AppendOnly)
 		}
 		if err != nil {
 			return fmt.Errorf("external storage %s: %w", s.Name, err)
@@ -88,10 +91,13 @@ func (a *App) CheckStore(ctx context.Context) error {
 
 const checkDir = "holdfast-check"
 
-func checkStore(ctx context.Context, st storage.Storage) error {
+func checkStore(ctx context.Context, st storage.Storage, appendOnly bool) error {
 	var random [16]byte
 	rand.Read(random[:]) // crypto/rand.Read never fails (Go 1.24)
 	name, text := path.Join(checkDir, hex.EncodeToString(random[:])), []byte("written to see whether it can be; may be removed\n")
+	if appendOnly { // it stays: one object, and not one for each check
+		name = path.Join(checkDir, "append-only")
+	}
 	if err := storage.WriteAll(ctx, st, name, text); err != nil {
 		return fmt.Errorf("it can't be written to: %w", err)
 	}
@@ -115,7 +121,7 @@ func checkStore(ctx context.Context, st storage.Storage) error {
 		}
 		return nil
 	}()
-	if rerr := st.Remove(ctx, name); rerr != nil {
+	if rerr := st.Remove(ctx, name); rerr != nil && !(appendOnly && errors.Is(rerr, fs.ErrPermission)) {
 		err = errors.Join(err, fmt.Errorf("nothing can be removed from it (retention needs that; object %s stays): %w", name, rerr))
 	}
 	return err

@@ -50,6 +50,12 @@ func TestTarballCopies(t *testing.T) {
 	for _, pass := range []repo.Secret{"", "sesame"} {
 		w := newWorld(t)
 		w.o.RepoPass = pass
+		w.o.Kit = &KitOptions{Seal: func(_ context.Context, run *catalog.Set, sets []*catalog.Set) ([]byte, error) {
+			if len(sets) != 1 || sets[0].ID != run.ID {
+				t.Errorf("the kit of %s lists %d sets", run.ID, len(sets))
+			}
+			return []byte("sealed"), nil
+		}}
 		base := w.backup()
 		set := w.only()
 		for _, kind := range []storage.FaultKind{storage.FailBefore, storage.FailAfter, storage.Cancel, storage.Die} {
@@ -85,6 +91,9 @@ func TestTarballCopies(t *testing.T) {
 					t.Errorf("%s at call %d, second round: %v %+v", kind, n, err, res)
 				}
 				w.fetches(set, base)
+				if b, err := storage.ReadAll(t.Context(), m, set.ID+"/"+set.ID+kitSuffix, 1<<10); err != nil || string(b) != "sealed" { // as it is, also with a passphrase
+					t.Errorf("%s at call %d: the recovery kit there is %q, %v", kind, n, b, err)
+				}
 				if t.Failed() {
 					return
 				}

@@ -151,6 +151,13 @@ type PostScript struct {
 	Error   string   `json:"error,omitempty"` // empty: it ended well
 }
 
+// Kit is the recovery kit that the run wrote beside the tarballs.
+type Kit struct {
+	Path   string `json:"path"`
+	Size   int64  `json:"size"` // bytes
+	SHA256 string `json:"sha256"`
+}
+
 // Set is one run's backup.
 type Set struct {
 	Format     int       `json:"format"`
@@ -170,7 +177,8 @@ type Set struct {
 	Warnings   []string  `json:"warnings,omitempty"`
 	Verdicts   []Verdict `json:"verdicts,omitempty"`
 
-	Copy       *Copy       `json:"copy,omitempty"` // nil: nothing was to be copied
+	Kit        *Kit        `json:"recovery_kit,omitempty"` // nil: none is configured, or it could not be written
+	Copy       *Copy       `json:"copy,omitempty"`         // nil: nothing was to be copied
 	PostScript *PostScript `json:"post_script,omitempty"`
 
 	// extra are members of the document that this version does not know, by their names. Encode writes them back, so that

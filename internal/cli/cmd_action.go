@@ -153,13 +153,13 @@ func enableArchiving(ctx context.Context, env *Env, f actionFlags) error {
 // restoreFlags are what holdfast restore adds to destructive_restore_all.
 type restoreFlags struct {
 	file, busFile, set, until string
-	source                    string
+	source, asOf              string
 	keep, giveBack            bool
 }
 
 func restoreAll(ctx context.Context, env *Env, f actionFlags, rf restoreFlags) error {
 	l := newListener(env, f.json, nil)
-	w, err := openApp(env, f.root, l)
+	w, err := openAppAt(env, f.root, l, rf.asOf)
 	if err != nil {
 		return err
 	}

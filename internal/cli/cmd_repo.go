@@ -29,6 +29,7 @@ type place struct {
 	where    string // directory, URL, or repo<N> of a configuration file
 	passFile string
 	config   string
+	asOf     string // read it as it was at that time; empty: now
 }
 
 var repoWord = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^repo([0-9]+)$`) })
@@ -61,6 +62,9 @@ func (p *place) settings(env *Env, stanza string) (*backrestRun, error) {
 			return nil, err
 		}
 		option("path", dir)
+	}
+	if p.asOf != "" {
+		option("target-time", p.asOf)
 	}
 	run, err := settings(env, append(words, "--stanza="+stanza, fmt.Sprintf("--repo=%d", key), "info"), env.Environ())
 	if err != nil {
@@ -125,8 +129,8 @@ type repoFlags struct {
 }
 
 func (r *root) repoCommand() *cobra.Command {
-	c := &cobra.Command{Use: "repo", Short: "copy backups between repositories, and compare them"}
-	c.AddCommand(r.repoCopy(), r.repoSync(), r.repoDiff())
+	c := &cobra.Command{Use: "repo", Short: "copy backups between repositories, compare them, and check how well one is protected"}
+	c.AddCommand(r.repoCopy(), r.repoSync(), r.repoDiff(), r.repoCheck())
 	return group(c)
 }
 
@@ -152,6 +156,7 @@ func (f *repoFlags) common(c *cobra.Command) {
 	fl.StringVar(&f.config, "config", "", "pgBackRest's configuration file, for repo1, repo2, … and the options of stores")
 	fl.StringVar(&f.from.passFile, "from-cipher-pass-file", "", "file with the passphrase of the source (else: the environment's PGBACKREST_REPO1_CIPHER_PASS)")
 	fl.StringVar(&f.to.passFile, "to-cipher-pass-file", "", "file with the passphrase of the target (else: the environment's PGBACKREST_REPO2_CIPHER_PASS)")
+	fl.StringVar(&f.from.asOf, "as-of", "", "take the source as it was at that time: YYYY-MM-DD HH:MM:SS[+zone]; its bucket must keep versions")
 	fl.BoolVar(&f.recheck, "recheck", false, "also look whether each object of the backups that the target has is there, with its size")
 	fl.IntVar(&f.processMax, "at-once", 0, "objects copied at the same time (default: twice the number of CPUs, at least 8: a store far away answers late)")
 }

@@ -56,7 +56,7 @@ exit codes: ` + exitHelp(),
 	})
 	c.PersistentFlags().StringVar(&r.f.root, "root", "", "the instance's root directory (else HOLDFAST_ROOT, else /)")
 	c.PersistentFlags().BoolVar(&r.f.json, "json", false, "print one JSON document")
-	c.AddCommand(r.initCommand(), r.shellCommand(), r.startCommand(), r.stopCommand(), r.statusCommand(), r.confCommand(), r.backupCommand(), r.restoreCommand(), r.enableCommand(),
+	c.AddCommand(r.initCommand(), r.shellCommand(), r.startCommand(), r.stopCommand(), r.statusCommand(), r.confCommand(), r.backupCommand(), r.restoreCommand(), r.recoverCommand(), r.enableCommand(),
 		r.setsCommand(), r.pgCommand(), r.repoCommand(), r.versionCommand())
 	return group(c)
 }
@@ -135,6 +135,7 @@ shown first. What exists is moved aside and given back if the restore fails.`,
 	f.StringVar(&rf.busFile, "eb-file", "", "the Event Bus tarball, with --file")
 	f.StringVar(&rf.until, "until", "", "recover PostgreSQL and the event bus to this time: YYYY-MM-DD HH:MM:SS[+zone]")
 	f.StringVar(&rf.source, "source", "", "where PostgreSQL's separate backup comes from: local or s3 (default: pgsql.pgbackrest.restore.source)")
+	f.StringVar(&rf.asOf, "as-of", "", asOfHelp)
 	f.BoolVar(&rf.keep, "keep-replaced", false, "leave what was replaced beside it")
 	f.BoolVar(&rf.giveBack, "give-back", false, "undo an interrupted restore and do nothing else")
 	return c
@@ -149,7 +150,7 @@ func (rf *restoreFlags) check(f actionFlags) error {
 		return &usageError{"--eb-file goes with --file: a set names its own Event Bus tarball"}
 	case rf.source != "" && rf.source != "local" && rf.source != "s3":
 		return &usageError{fmt.Sprintf("--source=%s: local or s3 (whatever type of external storage there is)", rf.source)}
-	case rf.giveBack && (f.dryRun || rf.source != "" || rf.keep || rf.set != "" || rf.file != "" || rf.until != ""):
+	case rf.giveBack && (f.dryRun || rf.source != "" || rf.asOf != "" || rf.keep || rf.set != "" || rf.file != "" || rf.until != ""):
 		return &usageError{"--give-back undoes an interrupted restore and takes no other option but --yes"}
 	}
 	return nil

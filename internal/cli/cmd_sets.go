@@ -12,7 +12,7 @@ import (
 
 func (r *root) setsCommand() *cobra.Command {
 	c := &cobra.Command{Use: "sets", Short: "list, show, inspect, verify, copy, fetch and delete backup sets"}
-	c.AddCommand(r.setsList(), r.setsShow(), r.setsInspect(), r.setsVerify(), r.setsCopy(), r.setsFetch(), r.setsDelete())
+	c.AddCommand(r.setsList(), r.setsShow(), r.setsInspect(), r.setsVerify(), r.setsCopy(), r.setsFetch(), r.setsDelete(), r.setsExpireStore())
 	return group(c)
 }
 
@@ -25,8 +25,12 @@ func (r *root) app() (*wired, *listener, error) {
 
 func (r *root) setsList() *cobra.Command {
 	var store bool
+	var asOf string
 	c := &cobra.Command{Use: "list", Short: "list backup sets, oldest first", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		w, _, err := r.app()
+		if asOf != "" && !store {
+			return &usageError{"--as-of goes with --store"}
+		}
+		w, err := openAppAt(r.env, r.f.root, newListener(r.env, r.f.json, nil), asOf)
 		if err != nil {
 			return err
 		}
@@ -59,6 +63,7 @@ func (r *root) setsList() *cobra.Command {
 		return err
 	}}
 	c.Flags().BoolVar(&store, "store", false, "those whose tarballs are on the external storage, instead of this instance's")
+	c.Flags().StringVar(&asOf, "as-of", "", asOfHelp)
 	return c
 }
 
@@ -192,13 +197,18 @@ end. Run between backups, from cron for instance, it keeps the time to which the
 		}}
 }
 
+// asOfHelp says what --as-of does wherever external storage is read.
+const asOfHelp = "take the external storage as it was at that time: YYYY-MM-DD HH:MM:SS[+zone]; its bucket must keep versions"
+
 func (r *root) setsFetch() *cobra.Command {
-	return &cobra.Command{Use: "fetch ID", Short: "bring a set's tarballs back from external storage", Args: exactArgs(1, "a set's ID"),
+	var asOf string
+	c := &cobra.Command{Use: "fetch ID", Short: "bring a set's tarballs back from external storage", Args: exactArgs(1, "a set's ID"),
 		Long: `Brings the tarballs of a set from the external storage into alation.backup.data_dump_dir, every byte compared with what the
 run wrote, and enters the set into the catalogue: holdfast restore --set ID then restores it, PostgreSQL from the external
 storage. holdfast sets list --store lists what is there.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			w, l, err := r.app()
+			l := newListener(r.env, r.f.json, nil)
+			w, err := openAppAt(r.env, r.f.root, l, asOf)
 			if err != nil {
 				return err
 			}
@@ -213,6 +223,8 @@ storage. holdfast sets list --store lists what is there.`,
 			}
 			return r.env.printSet(set)
 		}}
+	c.Flags().StringVar(&asOf, "as-of", "", asOfHelp)
+	return c
 }
 
 func (r *root) setsDelete() *cobra.Command {

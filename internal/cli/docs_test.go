@@ -81,7 +81,7 @@ func places(commands []docCommand) []docFlag {
 	var once []docFlag
 	where := func(f docFlag) bool {
 		name, _, _ := strings.Cut(f.Name, " ")
-		return name == "--config" || slices.ContainsFunc(repoHelp, func(h struct{ name, help string }) bool { return name == "--repo1-"+h.name })
+		return name == "--config" || name == "--as-of" && strings.HasPrefix(f.Help, "the same as") || slices.ContainsFunc(repoHelp, func(h struct{ name, help string }) bool { return name == "--repo1-"+h.name })
 	}
 	for i := range commands {
 		for _, f := range commands[i].Flags {

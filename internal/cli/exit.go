@@ -14,6 +14,7 @@ import (
 	"holdfast/internal/durable"
 	"holdfast/internal/engine"
 	"holdfast/internal/instance"
+	"holdfast/internal/kit"
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
 	"holdfast/internal/storage/s3"
@@ -121,8 +122,8 @@ var sentinelCodes = []struct {
 	code int
 	errs []error
 }{
-	{exitUsage, []error{conf.ErrRefused, catalog.ErrUnknown, action.ErrNoStore, engine.ErrTarget, engine.ErrTablespaceMap, engine.ErrLinkMap, engine.ErrLinkInside, engine.ErrDBMissing, engine.ErrDBInvalid}},
-	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTargetOwner, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, engine.ErrPassphrase, engine.ErrCopyConflict, repo.ErrSealed, instance.ErrNoInstance, action.ErrRestart, s3.ErrReadOnly}},
+	{exitUsage, []error{conf.ErrRefused, kit.ErrWanted, catalog.ErrUnknown, action.ErrNoStore, engine.ErrTarget, engine.ErrTablespaceMap, engine.ErrLinkMap, engine.ErrLinkInside, engine.ErrDBMissing, engine.ErrDBInvalid}},
+	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTargetOwner, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, engine.ErrPassphrase, engine.ErrCopyConflict, repo.ErrSealed, kit.ErrPassphrase, kit.ErrIdentity, instance.ErrNoInstance, action.ErrRestart, s3.ErrReadOnly}},
 	{exitAway, []error{storage.ErrUnavailable}},
 	{exitBusy, []error{action.ErrBusy, repo.ErrLocked, durable.ErrLocked}},
 }

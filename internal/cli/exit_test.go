@@ -22,6 +22,7 @@ import (
 	"holdfast/internal/engine"
 	"holdfast/internal/eventbus"
 	"holdfast/internal/instance"
+	"holdfast/internal/kit"
 	"holdfast/internal/pg"
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
@@ -92,6 +93,12 @@ var sentinels = map[string]struct {
 	"repo.ErrClock":               {repo.ErrClock, exitFailed},
 	"repo.ErrCorrupt":             {repo.ErrCorrupt, exitFailed},
 	"repo.ErrFormat":              {repo.ErrFormat, exitFailed},
+	"kit.ErrPassphrase":           {kit.ErrPassphrase, exitRefused},
+	"kit.ErrIdentity":             {kit.ErrIdentity, exitRefused},
+	"kit.ErrWanted":               {kit.ErrWanted, exitUsage},
+	"kit.ErrDamaged":              {kit.ErrDamaged, exitFailed},
+	"kit.ErrFormat":               {kit.ErrFormat, exitFailed},
+	"kit.ErrNotSealed":            {kit.ErrNotSealed, exitFailed},
 	"repo.ErrSealed":              {repo.ErrSealed, exitRefused},
 	"repo.ErrLocked":              {repo.ErrLocked, exitBusy},
 	"repo.ErrTrailingData":        {repo.ErrTrailingData, exitFailed},

@@ -137,6 +137,9 @@ func (e *Env) printCopyReport(r *action.CopyReport) error {
 	for _, id := range r.Behind {
 		p.f("  not there: %s\n", id)
 	}
+	for _, x := range r.Due {
+		p.f("  due there, left to other credentials (holdfast sets expire-store): %s\n", x)
+	}
 	for _, x := range r.Removed {
 		p.f("  removed there: %s\n", x)
 	}

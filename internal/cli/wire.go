@@ -49,15 +49,22 @@ func store(in *instance.Instance) (*conf.Store, error) {
 
 // wired is an application with what the commands need of its parameters.
 type wired struct {
-	in     *instance.Instance
-	store  *conf.Store
-	values *conf.Values
-	app    *action.App
-	log    *runLog
+	in      *instance.Instance
+	store   *conf.Store
+	values  *conf.Values
+	resolve func(string) string // the host's path of a path parameter
+	asOf    string              // show the external storage as it was at that time; empty: now
+	keys    []string            // credentials of the external storage, as an environment has them, in place of the parameters'
+	app     *action.App
+	log     *runLog
 }
 
 // openApp wires the application of one instance.
-func openApp(env *Env, root string, l *listener) (*wired, error) {
+func openApp(env *Env, root string, l *listener) (*wired, error) { return openAppAt(env, root, l, "") }
+
+// openAppAt is openApp with the external storage as it was at a time; empty: now. keys are credentials for it, as an environment has
+// them; none: the parameters'.
+func openAppAt(env *Env, root string, l *listener, asOf string, keys ...string) (*wired, error) {
 	in, err := openInstance(env, root)
 	if err != nil {
 		return nil, err
@@ -77,7 +84,7 @@ func openApp(env *Env, root string, l *listener) (*wired, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &wired{in: in, store: st, values: values}
+	w := &wired{in: in, store: st, values: values, resolve: in.Resolve, asOf: asOf, keys: keys}
 	o := action.Options{Root: in.Root(), DumpDir: in.Resolve(values.Path(conf.KeyDataDumpDir)), TempDir: in.Resolve(values.Path(conf.KeyDataTempDir)),
 		LockPath: filepath.Join(in.LockDir(), "instance.lock"), JournalPath: filepath.Join(in.LockDir(), "restore.json"), LogDir: in.LogDir(),
 		Program: programVersion(), ExecID: env.ExecID, PGLockDir: stanzaLocks(in), Owner: owner, Now: env.Now, Events: l.on,
@@ -86,7 +93,7 @@ func openApp(env *Env, root string, l *listener) (*wired, error) {
 	if o.Host, err = os.Hostname(); err != nil {
 		return nil, err
 	}
-	for _, wire := range []func(*Env, *wired, *action.Options) error{wireVersion, wireClusters, wireRepository, wireStore, wirePostScript, wireFiles, wireBus, wireCatalog} {
+	for _, wire := range []func(*Env, *wired, *action.Options) error{wireVersion, wireClusters, wireRepository, wireStore, wireKit, wirePostScript, wireFiles, wireBus, wireCatalog} {
 		if err := wire(env, w, &o); err != nil {
 			return nil, err
 		}

@@ -77,14 +77,18 @@ func openStore(env *Env, w *wired, sub string, owner *durable.Owner) (storage.St
 		return nil, fmt.Errorf("%s is not set: alation_conf %s -s VALUE", name, name)
 	}
 	kind := v.String(conf.KeyRedundancyType)
+	if w.asOf != "" && kind != "s3" {
+		return nil, &usageError{fmt.Sprintf("--as-of: external storage of the type %s has no versions that can be read; where it is a directory, mount a snapshot of it and set %s", kind, conf.KeyRedundancyPath)}
+	}
 	if isDirectory(kind) {
-		return openPosixAs(filepath.Join(storeName(w.in.Resolve, v), sub), storage.PosixOptions{Owner: owner, Mount: kind == "cifs"})
+		return openPosixAs(filepath.Join(storeName(w.resolve, v), sub), storage.PosixOptions{Owner: owner, Mount: kind == "cifs"})
 	}
 	base := "/"
 	if kind == "sftp" {
 		base = v.String(conf.KeySFTPPath)
 	}
 	words := []string{"--no-config", "--stanza=all", "--repo=1", "--repo1-type=" + kind, "--repo1-path=" + path.Join("/", base, v.String(conf.KeyRedundancyPrefix), sub)}
+	words = append(words, spell(word{"target-time", w.asOf})...)
 	more, environ, err := storeKinds[kind].words(w)
 	if err != nil {
 		return nil, err
@@ -113,7 +117,7 @@ func spell(options ...word) []string {
 // file is a file that a parameter names, where it is on the host; "" when none is.
 func (w *wired) file(name conf.PathKey) string {
 	if p := w.values.Path(name); p != "" {
-		return w.in.Resolve(p)
+		return w.resolve(p)
 	}
 	return ""
 }
@@ -124,7 +128,19 @@ func s3Words(w *wired) (words, environ []string, err error) {
 	endpoint := cmp.Or(v.String(conf.KeyS3Endpoint), "s3."+v.String(conf.KeyS3Region)+".amazonaws.com")
 	words = spell(word{"s3-bucket", v.String(conf.KeyS3Bucket)}, word{"s3-uri-style", v.String(conf.KeyS3URIStyle)}, word{"s3-endpoint", endpoint},
 		word{"s3-region", v.String(conf.KeyS3Region)}, word{"s3-storage-class", v.String(conf.KeyS3StorageClass)},
-		word{"s3-sse", map[string]string{"AES256": "s3", "aws:kms": "kms"}[v.String(conf.KeyS3SSE)]}, word{"storage-ca-file", w.file(conf.KeyS3CAFile)})
+		word{"s3-sse", map[string]string{"AES256": "s3", "aws:kms": "kms"}[v.String(conf.KeyS3SSE)]}, word{"storage-ca-file", w.file(conf.KeyS3CAFile)}, word{"s3-kms-key-id", v.String(conf.KeyS3KMSKey)})
+	if v.Bool(conf.KeyS3RequesterPays) {
+		words = append(words, "--repo1-s3-requester-pays")
+	}
+	if mode := v.String(conf.KeyS3LockMode); mode != "none" {
+		words = append(words, spell(word{"s3-object-lock-mode", mode}, word{"s3-object-lock-period", strconv.Itoa(v.Int(conf.KeyS3LockDays)) + "d"})...)
+	}
+	for _, tag := range v.List(conf.KeyS3Tags) {
+		words = append(words, spell(word{"storage-tag", tag})...)
+	}
+	if len(w.keys) > 0 {
+		return withCustomerKey(v, words, w.keys)
+	}
 	key, err := v.Secret(conf.KeyS3Key)
 	if err != nil {
 		return nil, nil, err
@@ -140,6 +156,18 @@ func s3Words(w *wired) (words, environ []string, err error) {
 		return nil, nil, fmt.Errorf("%s and %s are set both or neither", conf.KeyS3Key, conf.KeyS3Secret)
 	default:
 		environ = []string{"PGBACKREST_REPO1_S3_KEY=" + k, "PGBACKREST_REPO1_S3_KEY_SECRET=" + s}
+	}
+	return withCustomerKey(v, words, environ)
+}
+
+// withCustomerKey adds the key that the storage encrypts with, if there is one.
+func withCustomerKey(v *conf.Values, words, environ []string) ([]string, []string, error) {
+	customer, err := v.Secret(conf.KeyS3CustomerKey)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !customer.Empty() {
+		environ = append(environ, "PGBACKREST_REPO1_S3_SSE_CUSTOMER_KEY="+customer.Reveal())
 	}
 	return words, environ, nil
 }

@@ -31,7 +31,7 @@ func settings(env *Env, words, environ []string) (*backrestRun, error) {
 // wireStore: the external storage that the parameters describe, and what is copied to it.
 func wireStore(env *Env, w *wired, o *action.Options) error {
 	v := w.values
-	name := storeName(w.in.Resolve, v)
+	name := storeName(w.resolve, v)
 	wanted := v.Bool(conf.KeyRedundancyEnabled) || v.Bool(conf.KeyTarballCopies)
 	if name == "" && !wanted {
 		return nil
@@ -42,11 +42,17 @@ func wireStore(env *Env, w *wired, o *action.Options) error {
 	if name == "" {
 		name = v.String(conf.KeyRedundancyType) + " storage"
 	}
-	o.Store = &action.StoreOptions{Name: name, OpenRepo: open("pgbackrest", repositoryOwner(o.Clusters, o.Owner)), OpenSets: open("sets", o.Owner),
+	o.Store = &action.StoreOptions{Name: name, OpenRepo: open(storeRepository, repositoryOwner(o.Clusters, o.Owner)), OpenSets: open(storeSets, o.Owner),
 		Postgres: v.Bool(conf.KeyRedundancyEnabled), Tarballs: v.Bool(conf.KeyTarballCopies), ProcessMax: max(8, 2*runtime.NumCPU()),
-		KeepSets: v.Int(conf.KeyRetentionSets), KeepDays: v.Int(conf.KeyRetentionDays)}
+		AppendOnly: v.Bool(conf.KeyAppendOnly), KeepSets: v.Int(conf.KeyRetentionSets), KeepDays: v.Int(conf.KeyRetentionDays)}
 	return nil
 }
+
+// The two places on the external storage.
+const (
+	storeRepository = "pgbackrest"
+	storeSets       = "sets"
+)
 
 // wirePostScript: the program that relocates the tarballs.
 func wirePostScript(env *Env, w *wired, o *action.Options) error {
@@ -85,7 +91,7 @@ func checkSet(ctx context.Context, env *Env, root string, names []string) error 
 	v := w.values
 	on := v.Bool(conf.KeyRedundancyEnabled) || v.Bool(conf.KeyTarballCopies)
 	switched := slices.Contains(names, string(conf.KeyRedundancyEnabled)) || slices.Contains(names, string(conf.KeyTarballCopies))
-	if !on || storeName(w.in.Resolve, v) == "" || !hasKeys(v) && !switched {
+	if !on || storeName(w.resolve, v) == "" || !hasKeys(v) && !switched {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeCheckTime)
@@ -93,6 +99,15 @@ func checkSet(ctx context.Context, env *Env, root string, names []string) error 
 	if err := w.app.CheckStore(ctx); err != nil {
 		return err
 	}
-	fmt.Fprintf(env.Stderr, "%s: can be written, read, listed and removed from\n", storeName(w.in.Resolve, v))
+	may := "can be written, read, listed and removed from"
+	if v.Bool(conf.KeyAppendOnly) {
+		may = "can be written, read and listed"
+	}
+	fmt.Fprintf(env.Stderr, "%s: %s\n", storeName(w.resolve, v), may)
+	p, err := w.app.StoreProtection(ctx)
+	if err != nil {
+		return err
+	}
+	printProtection(env.Stderr, p)
 	return nil
 }

@@ -35,6 +35,21 @@ var rules = [...]rule{
 		text:  "`alation.backup.data_temp_dir` must neither be nor contain `alation.backup.data_dump_dir` or `pgsql.pgbackrest.repo_dir_name`: staging is emptied.",
 		check: checkStaging,
 	},
+	{
+		names: []string{string(KeyKitPassphrase), string(KeyKitRecipient)},
+		text:  "`alation.backup.recovery_kit.passphrase` and `alation.backup.recovery_kit.recipient` exclude each other: age encrypts with a passphrase or to keys.",
+		check: checkKit,
+	},
+	{
+		names: []string{string(KeyS3LockMode), string(KeyS3LockDays)},
+		text:  "`pgsql.pgbackrest.redundancy.s3.object_lock_mode` and `.object_lock_days` go together: a mode needs a number of days, days need a mode.",
+		check: checkLock,
+	},
+	{
+		names: []string{string(KeyS3SSE), string(KeyS3CustomerKey), string(KeyS3KMSKey)},
+		text:  "`pgsql.pgbackrest.redundancy.s3.sse_customer_key` needs `.sse` `none`, `.kms_key_id` needs `.sse` `aws:kms`: the storage encrypts in one way.",
+		check: checkSSE,
+	},
 }
 
 func checkRedundancy(v *Values) error {
@@ -77,6 +92,41 @@ func checkBlock(v *Values) error {
 		Names:  []string{string(KeyBlock), string(KeyBundle)},
 		Reason: fmt.Sprintf("%s = True needs %s = True; set both in one call: alation_conf %s -s True %s -s True", KeyBlock, KeyBundle, KeyBundle, KeyBlock),
 	}
+}
+
+func checkKit(v *Values) error {
+	if !v.IsSet(string(KeyKitPassphrase)) || len(v.List(KeyKitRecipient)) == 0 {
+		return nil
+	}
+	return &RuleError{
+		Names:  []string{string(KeyKitPassphrase), string(KeyKitRecipient)},
+		Reason: fmt.Sprintf("%s and %s exclude each other; to change over: alation_conf --unset %[1]s, then set %[2]s, or the other way round", KeyKitPassphrase, KeyKitRecipient),
+	}
+}
+
+func checkLock(v *Values) error {
+	mode, days := v.String(KeyS3LockMode), v.Int(KeyS3LockDays)
+	if (mode == "none") == (days == 0) {
+		return nil
+	}
+	return &RuleError{
+		Names:  []string{string(KeyS3LockMode), string(KeyS3LockDays)},
+		Reason: fmt.Sprintf("%s = %s and %s = %d do not go together; set both in one call: alation_conf %[1]s -s MODE %[3]s -s DAYS", KeyS3LockMode, mode, KeyS3LockDays, days),
+	}
+}
+
+func checkSSE(v *Values) error {
+	sse := v.String(KeyS3SSE)
+	wrong := ""
+	switch {
+	case v.IsSet(string(KeyS3CustomerKey)) && sse != "none":
+		wrong = fmt.Sprintf("%s needs %s = none, which is %s: the storage encrypts in one way", KeyS3CustomerKey, KeyS3SSE, sse)
+	case v.String(KeyS3KMSKey) != "" && sse != "aws:kms":
+		wrong = fmt.Sprintf("%s needs %s = aws:kms, which is %s; set both in one call", KeyS3KMSKey, KeyS3SSE, sse)
+	default:
+		return nil
+	}
+	return &RuleError{Names: []string{string(KeyS3SSE), string(KeyS3CustomerKey), string(KeyS3KMSKey)}, Reason: wrong}
 }
 
 func checkStaging(v *Values) error {

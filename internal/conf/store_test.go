@@ -81,7 +81,7 @@ func TestSetGetUnset(t *testing.T) {
 	if e, err := s.Get("alation.backup.scheduled_hour"); err != nil || e.String() != "alation.backup.scheduled_hour = 4" || e.Set {
 		t.Errorf("after unset: %v %v", e, err)
 	}
-	if all, err := s.List("pgsql.pgbackrest.redundancy."); err != nil || len(all) != 33 {
+	if all, err := s.List("pgsql.pgbackrest.redundancy."); err != nil || len(all) != 40 {
 		t.Errorf("List: %d entries, %v", len(all), err)
 	}
 }
@@ -168,6 +168,12 @@ func TestRules(t *testing.T) {
 		{"block alone", nil, []string{"pgsql.pgbackrest.block", "True"}, true},
 		{"staging is the dump directory", nil, []string{"alation.backup.data_temp_dir", "data2/../data2/backup/"}, true},
 		{"staging around the repository", nil, []string{"alation.backup.data_temp_dir", "/data2"}, true},
+		{"a kit in two ways", []string{"alation.backup.recovery_kit.passphrase", "a good passphrase"}, []string{"alation.backup.recovery_kit.recipient", "age1x"}, true},
+		{"a lock without days", nil, []string{"pgsql.pgbackrest.redundancy.s3.object_lock_mode", "governance"}, true},
+		{"days without a lock", nil, []string{"pgsql.pgbackrest.redundancy.s3.object_lock_days", "30"}, true},
+		{"a lock", nil, []string{"pgsql.pgbackrest.redundancy.s3.object_lock_days", "30", "pgsql.pgbackrest.redundancy.s3.object_lock_mode", "Compliance"}, false},
+		{"a customer key beside another", []string{"pgsql.pgbackrest.redundancy.s3.sse", "AES256"}, []string{"pgsql.pgbackrest.redundancy.s3.sse_customer_key", "x"}, true},
+		{"a key of a service not used", nil, []string{"pgsql.pgbackrest.redundancy.s3.kms_key_id", "x"}, true},
 		{"staging beside", nil, []string{"alation.backup.data_temp_dir", "/data2/back"}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {

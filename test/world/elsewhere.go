@@ -41,3 +41,19 @@ func (w *World) Rows(ctx context.Context) (map[string]string, error) {
 	p := &Proof{Rows: map[string]string{}}
 	return p.Rows, w.proveRows(ctx, p)
 }
+
+// Bare is a machine for the application that has nothing of it yet: only the names of places, below dir. Its server will have the
+// port of w's, which must not run any more.
+func (w *World) Bare(dir string) (*World, error) {
+	n := &World{Dir: dir, Root: filepath.Join(dir, "root"), Port: w.Port, o: w.o, owner: w.owner}
+	n.Data, n.Sock = filepath.Join(n.Root, "data1/pgsql/data"), filepath.Join(n.Root, "run/pg")
+	n.Files, n.Dump, n.Repo = filepath.Join(n.Root, "data1/site_data"), filepath.Join(n.Root, "data2/backup"), filepath.Join(n.Root, "data2/pgbackrest")
+	return n, os.Chmod(dir, 0o755)
+}
+
+// OnBus is the same application with its event bus elsewhere.
+func (w *World) OnBus(brokers []string) *World {
+	o := *w
+	o.o.Brokers = brokers
+	return &o
+}

@@ -1,0 +1,72 @@
+package action
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"holdfast/internal/catalog"
+)
+
+// TestKit: a run's kit is whole, closed to others and known to the set, goes with it, and is never the set's undoing: what keeps it
+// from being written is a warning. What a dead run left of one is cleared away.
+func TestKit(t *testing.T) {
+	w := newWorld(t)
+	fail := error(nil)
+	var saw []string
+	w.o.Kit = &KitOptions{Seal: func(_ context.Context, run *catalog.Set, sets []*catalog.Set) ([]byte, error) {
+		saw = nil
+		for _, s := range sets {
+			saw = append(saw, s.ID)
+		}
+		return []byte("sealed for " + run.ID), fail
+	}}
+	if err := errors.Join(os.MkdirAll(w.o.DumpDir, 0o755), os.WriteFile(filepath.Join(w.o.DumpDir, hiddenPrefix+"202001010000_1-0"+kitSuffix), []byte("half"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	first, err := w.app().BackupAll(t.Context())
+	if err != nil || first.Kit == nil || first.Kit.Path != filepath.Join(w.o.DumpDir, first.ID+kitSuffix) {
+		t.Fatalf("%v %+v", err, first.Kit)
+	}
+	b, err := os.ReadFile(first.Kit.Path)
+	info, err2 := os.Stat(first.Kit.Path)
+	if err := errors.Join(err, err2); err != nil || string(b) != "sealed for "+first.ID || info.Mode() != 0o600 || first.Kit.Size != info.Size() || len(first.Kit.SHA256) != 64 {
+		t.Errorf("%v %q %+v", err, b, first.Kit)
+	}
+	stored, err := w.o.Catalog.Get(t.Context(), first.ID)
+	if err != nil || stored.Kit == nil || *stored.Kit != *first.Kit {
+		t.Errorf("%v %+v", err, stored)
+	}
+	fail = errors.New("no key for it")
+	second, err := w.app().BackupAll(t.Context())
+	if err != nil || second.State != catalog.Complete || second.Kit != nil || len(w.warned) != 1 || !strings.Contains(w.warned[0], "no key for it") || len(saw) != 2 || saw[1] != second.ID {
+		t.Errorf("%v %+v %q %v", err, second.Kit, w.warned, saw)
+	}
+	plan, err := w.app().PlanDeleteSet(t.Context(), first.ID, false)
+	if err == nil {
+		err = plan.Run(t.Context())
+	}
+	if left, gerr := filepath.Glob(filepath.Join(w.o.DumpDir, "*"+kitSuffix)); err != nil || gerr != nil || len(left) > 0 || exists(filepath.Join(w.o.DumpDir, hiddenPrefix+"202001010000_1-0"+kitSuffix)) {
+		t.Errorf("%v, left: %v", err, left)
+	}
+}
+
+// TestKitCancelled: a run that is ended while it writes its kit leaves a complete set and no part of a kit.
+func TestKitCancelled(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	w.o.Kit = &KitOptions{Seal: func(context.Context, *catalog.Set, []*catalog.Set) ([]byte, error) {
+		cancel()
+		return []byte("sealed"), nil
+	}}
+	set, err := w.app().BackupAll(ctx)
+	if !errors.Is(err, context.Canceled) || set.State != catalog.Complete || set.Kit != nil {
+		t.Errorf("%v %+v", err, set)
+	}
+	if left, err := filepath.Glob(filepath.Join(w.o.DumpDir, "*kit*")); err != nil || len(left) > 0 {
+		t.Errorf("%v is left", left)
+	}
+}

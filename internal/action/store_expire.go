@@ -1,0 +1,215 @@
+package action
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"holdfast/internal/catalog"
+	"holdfast/internal/engine"
+	"holdfast/internal/repo"
+	"holdfast/internal/storage"
+)
+
+// The retention on external storage. Who copies applies it at the end of each round, unless these credentials are to remove nothing
+// there: then what is due is only named, and ExpireStore removes it with credentials that may.
+
+// StoreExpiry is what the retention removes from the external storage.
+type StoreExpiry struct {
+	Store   string   `json:"store"`
+	Sets    []string `json:"sets"`    // whose tarballs go
+	Backups []string `json:"backups"` // stanza and label
+
+	a     *App
+	due   map[string][]repo.Label // by stanza, newest first
+	there storage.Storage
+	sets  storage.Storage
+}
+
+// lines are what goes, for people.
+func (e *StoreExpiry) lines() []string { return append(slices.Clone(e.Backups), e.Sets...) }
+
+// planExpiry works out what the retention removes. sets are those of the catalogue: what they name stays. repository and tarballs say
+// which of the two places are looked at.
+func (a *App) planExpiry(ctx context.Context, sets []*catalog.Set, repository, tarballs bool) (*StoreExpiry, error) {
+	e := &StoreExpiry{Store: a.o.Store.Name, Sets: []string{}, Backups: []string{}, a: a, due: map[string][]repo.Label{}}
+	if a.o.Store.KeepSets == 0 {
+		return e, nil
+	}
+	if repository {
+		if err := e.planBackups(ctx, sets); err != nil {
+			return nil, err
+		}
+	}
+	if tarballs {
+		if err := e.planSets(ctx, sets); err != nil {
+			return nil, err
+		}
+	}
+	return e, nil
+}
+
+func (e *StoreExpiry) planBackups(ctx context.Context, sets []*catalog.Set) (err error) {
+	keep := map[string]map[repo.Label]bool{} // by stanza: of the catalogue
+	for _, s := range sets {
+		for _, p := range s.Pieces {
+			if p.Kind == catalog.Postgres {
+				if keep[p.Stanza] == nil {
+					keep[p.Stanza] = map[repo.Label]bool{}
+				}
+				keep[p.Stanza][repo.Label(p.Label)] = true
+			}
+		}
+	}
+	if e.there, err = e.a.storeRepo(); err != nil {
+		return err
+	}
+	stanzas, err := engine.Stanzas(ctx, e.there)
+	for _, stanza := range stanzas {
+		if err == nil {
+			err = e.planStanza(ctx, stanza, keep[stanza])
+		}
+	}
+	return err
+}
+
+// planStanza finds what is neither among the newest, nor young, nor of the catalogue, nor built upon by what stays.
+func (e *StoreExpiry) planStanza(ctx context.Context, stanza string, keep map[repo.Label]bool) error {
+	s, err := e.a.storeStanza(stanza, e.there)
+	if err != nil {
+		return err
+	}
+	info, err := s.Info(ctx, "")
+	if err != nil {
+		return err
+	}
+	o := e.a.o.Store
+	young := e.a.o.Now().AddDate(0, 0, -o.KeepDays).Unix()
+	stays := map[string]bool{}
+	for i := len(info.Backup) - 1; i >= 0; i-- { // newest first: what is built on a backup comes before it
+		b := &info.Backup[i]
+		if len(info.Backup)-i <= o.KeepSets || o.KeepDays > 0 && b.Timestamp.Stop >= young || keep[repo.Label(b.Label)] {
+			stays[b.Label] = true
+		}
+		if stays[b.Label] && b.Prior != nil {
+			stays[*b.Prior] = true
+		}
+	}
+	for i := range info.Backup {
+		b := &info.Backup[i]
+		if stays[b.Label] || b.Prior != nil && !stays[*b.Prior] { // goes with its prior
+			continue
+		}
+		e.due[stanza] = append(e.due[stanza], repo.Label(b.Label))
+		e.Backups = append(e.Backups, stanza+" "+b.Label)
+	}
+	return nil
+}
+
+// planSets finds the tarballs of old sets that the catalogue does not have any more.
+func (e *StoreExpiry) planSets(ctx context.Context, sets []*catalog.Set) (err error) {
+	o := e.a.o.Store
+	if e.sets, err = o.OpenSets(); err != nil {
+		return err
+	}
+	ids, err := storedSets(ctx, e.sets)
+	if err != nil {
+		return err
+	}
+	young := e.a.o.Now().UTC().AddDate(0, 0, -o.KeepDays).Format("200601021504")
+	for i, id := range ids {
+		known := slices.ContainsFunc(sets, func(s *catalog.Set) bool { return s.ID == id })
+		if !known && len(ids)-i > o.KeepSets && (o.KeepDays == 0 || id[:12] < young) {
+			e.Sets = append(e.Sets, id)
+		}
+	}
+	return nil
+}
+
+// run removes what is due and returns what it has removed.
+func (e *StoreExpiry) run(ctx context.Context) (removed []string, err error) {
+	for stanza, labels := range e.due {
+		s, err := e.a.storeStanza(stanza, e.there)
+		if err != nil {
+			return removed, err
+		}
+		for _, label := range labels {
+			plan, err := s.PlanRemove(ctx, label, false)
+			if errors.Is(err, engine.ErrLastBackup) {
+				continue
+			}
+			if err == nil {
+				err = plan.Run(ctx)
+			}
+			if err != nil {
+				return removed, err
+			}
+			for _, l := range plan.Backups {
+				removed = append(removed, stanza+" "+string(l))
+			}
+		}
+	}
+	for _, id := range e.Sets {
+		if err := removeStored(ctx, e.sets, id); err != nil {
+			return removed, err
+		}
+		removed = append(removed, id)
+	}
+	return removed, nil
+}
+
+// PlanExpireStore works out what the retention removes from the external storage now.
+func (a *App) PlanExpireStore(ctx context.Context) (*StoreExpiry, error) {
+	if _, err := a.store(); err != nil {
+		return nil, err
+	}
+	sets, _, err := a.o.Catalog.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	e, err := a.planExpiry(ctx, complete(sets), true, true)
+	return e, wrap(err, "external storage %s", a.o.Store.Name)
+}
+
+// Run removes. What was removed before an error stays so; another call goes on.
+func (e *StoreExpiry) Run(ctx context.Context) ([]string, error) {
+	unlock, err := e.a.lock("sets expire-store")
+	if err != nil {
+		return nil, err
+	}
+	removed, err := e.run(ctx)
+	return removed, errors.Join(wrap(err, "external storage %s", e.Store), unlock())
+}
+
+func complete(sets []*catalog.Set) (out []*catalog.Set) {
+	for _, s := range sets {
+		if s.State == catalog.Complete {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// prune applies the retention to the external storage at the end of a round of copying; what an append-only instance leaves is named.
+func (c *copyOut) prune(ctx context.Context, repository, tarballs bool) {
+	if ctx.Err() != nil {
+		return
+	}
+	e, err := c.planExpiry(ctx, c.sets, repository, tarballs)
+	switch {
+	case err != nil:
+	case c.store.AppendOnly:
+		c.res.Due = append(c.res.Due, e.lines()...)
+		if n := len(e.lines()); n > 0 {
+			c.step("copy", "due", fmt.Sprintf("the retention would remove %d from %s, which is left to others: holdfast sets expire-store", n, c.store.Name))
+		}
+	default:
+		var removed []string
+		removed, err = e.run(ctx)
+		c.res.Removed = append(c.res.Removed, removed...)
+	}
+	if err != nil {
+		c.warn("the retention on %s could not be applied: %v", c.store.Name, err)
+	}
+}
