@@ -3,12 +3,14 @@ package action
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"holdfast/internal/catalog"
+	"holdfast/internal/storage"
 )
 
 // TestKit: a run's kit is whole, closed to others and known to the set, goes with it, and is never the set's undoing: what keeps it
@@ -69,4 +71,71 @@ func TestKitCancelled(t *testing.T) {
 	if left, err := filepath.Glob(filepath.Join(w.o.DumpDir, "*kit*")); err != nil || len(left) > 0 {
 		t.Errorf("%v is left", left)
 	}
+}
+
+// TestAppendOnly: credentials that may only add pass the check of the storage, nothing is removed with them, and what is due is named.
+func TestAppendOnly(t *testing.T) {
+	m := storage.NewMem(nil)
+	w := newWorld(t)
+	removals := 0
+	st := denying{m, &removals}
+	open := func() (storage.Storage, error) { return st, nil }
+	w.o.Store = &StoreOptions{Name: "far", Tarballs: true, ProcessMax: 1, KeepSets: 1, AppendOnly: true, OpenRepo: open, OpenSets: open}
+	for range 2 {
+		if err := w.app().CheckStore(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	if names := m.Names(); len(names) != 1 {
+		t.Errorf("the checks left %v", names)
+	}
+	w.backup()
+	first := w.only()
+	w.backup()
+	plan, err := w.app().PlanDeleteSet(t.Context(), first.ID, false)
+	if err == nil {
+		err = plan.Run(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	removals = 0
+	res, err := w.app().CopySets(t.Context())
+	if err != nil || len(res.Warnings) > 0 || len(res.Removed) > 0 || len(res.Due) != 1 || res.Due[0] != first.ID || removals != 0 {
+		t.Errorf("%v %+v, %d removals", err, res, removals)
+	}
+	due, err := w.app().PlanExpireStore(t.Context())
+	if err != nil || len(due.Sets) != 1 || len(due.Backups) != 0 {
+		t.Fatalf("%v %+v", err, due)
+	}
+	if _, err := due.Run(t.Context()); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("with these credentials: %v", err)
+	}
+	other := func() (storage.Storage, error) { return m, nil }
+	w.o.Store.OpenRepo, w.o.Store.OpenSets = other, other
+	if due, err = w.app().PlanExpireStore(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if removed, err := due.Run(t.Context()); err != nil || len(removed) != 1 {
+		t.Errorf("with others: %v %v", removed, err)
+	}
+	if sets, _, err := w.app().StoreSets(t.Context()); err != nil || len(sets) != 1 || sets[0].ID == first.ID {
+		t.Errorf("%v %v", sets, err)
+	}
+	w.o.Store.AppendOnly = false
+	w.o.Store.OpenRepo, w.o.Store.OpenSets = open, open
+	if err := w.app().CheckStore(t.Context()); err == nil || !strings.Contains(err.Error(), "nothing can be removed") {
+		t.Errorf("where removing is wanted: %v", err)
+	}
+}
+
+// denying is a storage whose credentials may not remove.
+type denying struct {
+	storage.Storage
+	n *int
+}
+
+func (d denying) Remove(context.Context, ...string) error {
+	*d.n++
+	return &fs.PathError{Op: "remove", Path: "x", Err: fs.ErrPermission}
 }

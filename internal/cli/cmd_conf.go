@@ -63,7 +63,7 @@ func runCall(ctx context.Context, env *Env, call conf.Call) ([]conf.Entry, error
 		if err := call.ReadValues(env.stdin(ctx)); err != nil {
 			return nil, err
 		}
-		if err := checkKitPairs(call.Pairs); err != nil {
+		if err := checkPairs(call.Pairs); err != nil {
 			return nil, err
 		}
 		return st.Set(ctx, call.Pairs)

@@ -216,9 +216,9 @@ func wireCatalog(_ *Env, w *wired, o *action.Options) error {
 }
 
 // params are the files of the parameter store that travel in the tarball. The repository's passphrase stays behind: beside
-// the key that opens it, it would give away the very backup that it protects.
+// the key that opens it, it would give away the very backup that it protects; and so does that of the recovery kit, which holds it.
 func params(in *instance.Instance, st *conf.Store) []action.ParamFile {
-	return []action.ParamFile{{Name: "conf.json", Read: func() ([]byte, error) { return st.Without(string(conf.KeyCipherPass)) }},
+	return []action.ParamFile{{Name: "conf.json", Read: func() ([]byte, error) { return st.Without(string(conf.KeyCipherPass), string(conf.KeyKitPassphrase)) }},
 		{Name: "conf.key", Read: func() ([]byte, error) { return os.ReadFile(in.KeyPath()) }}}
 }
 

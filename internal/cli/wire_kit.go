@@ -135,9 +135,9 @@ func carry(name, path string) (kit.File, error) {
 	return kit.File{Parameter: name, Mode: uint32(info.Mode().Perm()), Data: kit.Secret(b)}, nil
 }
 
-// checkKitPairs refuses a recipient that is none and a passphrase that is too short, before they are set: a kit that nobody can
-// open is found out when it is too late.
-func checkKitPairs(pairs []conf.Pair) error {
+// checkPairs refuses, before they are set, a recipient that is none and a passphrase that is too short: a kit that nobody can open is
+// found out when it is too late; and credentials in an address, which is shown.
+func checkPairs(pairs []conf.Pair) error {
 	var all []error
 	for _, p := range pairs {
 		text := p.Value.Reveal()
@@ -148,6 +148,8 @@ func checkKitPairs(pairs []conf.Pair) error {
 		_, wrong := k.Parse(text)
 		switch {
 		case text == "" || wrong != nil: // the store says what is wrong with it
+		case strings.HasSuffix(p.Name, ".endpoint") && strings.Contains(text, "@"):
+			all = append(all, fmt.Errorf("%s: an address is no place for a user and a key: it is shown; they have parameters of their own", p.Name))
 		case p.Name == string(conf.KeyKitRecipient):
 			for i, r := range strings.Split(text, ",") {
 				if err := kit.CheckRecipient(strings.TrimSpace(r)); err != nil {

@@ -88,7 +88,7 @@ var table = []Key{
 		Help: "Time limit of the program that `alation.backup.post_script.path` names. It is ended when it takes longer."},
 	{Name: "alation.backup.recovery_kit.passphrase", Type: SecretT, Since: "holdfast",
 		Help: "Passphrase of the recovery kit that each run then writes beside the tarballs, of at least 12 characters. `holdfast recover` asks for it: keep it where the instance " +
-			"is not. Without it and `recovery_kit.recipient` no kit is written."},
+			"is not. It is not in the tarballs, whose reader it would give all secrets. Without it and `recovery_kit.recipient` no kit is written."},
 	{Name: "alation.backup.recovery_kit.recipient", Type: List, Since: "holdfast",
 		Help: "Public keys of age (`age1…`, as `age-keygen` prints them), separated by commas, to which the recovery kit is encrypted that each run then writes beside the tarballs. " +
 			"Whoever has the secret key of one can open it with `holdfast recover --identity`. The secret keys do not belong on this host."},

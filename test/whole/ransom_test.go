@@ -51,7 +51,9 @@ func TestRansom(t *testing.T) {
 	if err != nil || report.Code != 0 || !strings.Contains(report.Stdout, "left to other credentials (holdfast sets expire-store): "+first.ID) || denied.Load() != asked {
 		t.Errorf("code %d %v, %d removals were tried:\n%s%s", report.Code, err, denied.Load()-asked, report.Stdout, report.Stderr)
 	}
-	var facts struct{ Facts []struct{ Name, Grade string } }
+	var facts struct {
+		Facts []struct{ Name, Grade string }
+	}
 	check, err := w.As(t.Context(), "holdfast", "", "repo", "check", "--json")
 	must(t, err, json.Unmarshal([]byte(check.Stdout), &facts))
 	for _, f := range facts.Facts {

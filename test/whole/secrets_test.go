@@ -23,7 +23,9 @@ var planted = map[string]string{
 }
 
 // shows says which secrets stand in b, in clear or in base64.
-func shows(b []byte) []string {
+func shows(b []byte) []string { return showsOf(planted, b) }
+
+func showsOf(planted map[string]string, b []byte) []string {
 	var found []string
 	for key, secret := range planted {
 		coded := strings.TrimRight(base64.StdEncoding.EncodeToString([]byte(secret)), "=")
@@ -36,7 +38,7 @@ func shows(b []byte) []string {
 
 // watchCommandLines looks at the command lines of all processes until ctx ends. It returns those that show a secret, and how
 // many it saw that are the program's.
-func watchCommandLines(ctx context.Context) (bad []string, ours int) {
+func watchCommandLines(ctx context.Context, planted map[string]string) (bad []string, ours int) {
 	for ; ctx.Err() == nil; time.Sleep(2 * time.Millisecond) {
 		lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
 		if err != nil {
@@ -47,7 +49,7 @@ func watchCommandLines(ctx context.Context) (bad []string, ours int) {
 			if err != nil {
 				continue // it has ended
 			}
-			if found := shows(b); len(found) > 0 {
+			if found := showsOf(planted, b); len(found) > 0 {
 				bad = append(bad, string(bytes.ReplaceAll(b, []byte{0}, []byte{' '})))
 			}
 			if bytes.Contains(b, []byte("backup_all")) || bytes.Contains(b, []byte("archive-push")) {
@@ -125,7 +127,7 @@ func secrets(t *testing.T, apart bool) {
 	}
 	watched := make(chan seen, 1)
 	go func() {
-		bad, ours := watchCommandLines(ctx)
+		bad, ours := watchCommandLines(ctx, planted)
 		watched <- seen{bad, ours}
 	}()
 	run := func(p *world.Paused) {
