@@ -123,7 +123,7 @@ func TestRecover(t *testing.T) {
 	refused(1, "it is damaged", damaged, "--identity", key)
 	refused(1, "not a file that age has encrypted", passFile, "--passphrase-file", passFile)
 	refused(2, "there is no set 200001010000_1-0-0-0", quick, "--identity", key, "--set", "200001010000_1-0-0-0")
-	refused(1, "external storage", quick, "--identity", key, "--conf", "pgsql.pgbackrest.redundancy.s3.bucket=not-there")
+	refused(8, "external storage", quick, "--identity", key, "--conf", "pgsql.pgbackrest.redundancy.s3.bucket=not-there")
 	must(t, os.Mkdir(filepath.Join(n.Dir, "data/old"), 0o755), os.WriteFile(filepath.Join(n.Dir, "data/old/file"), []byte("precious"), 0o600))
 	refused(5, "data/old/file): a recovery wants empty places", quick, "--identity", key, "--yes")
 	must(t, os.RemoveAll(filepath.Join(n.Dir, "data/old")), os.Rename(filepath.Join(n.Dir, "data"), filepath.Join(n.Dir, "d")))
