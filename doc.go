@@ -19,7 +19,7 @@
 //	       storage/transport     HTTP to a store: certificates, limits on silence, what may be repeated ─► storage
 //	       storage/bucket        what adapters for object stores share ─► storage, storage/transport
 //	       pg                    PostgreSQL as files and as a server
-//	cli ─► conf                  the parameter table and its store ─► durable
+//	cli ─► conf                  the parameter table and its store ─► durable schedule
 //	       kit                   the recovery kit: its document, and how age encrypts it
 //	       backrest              pgBackRest's command line, environment and configuration files
 //	       instance              root directory, disks, shell, init script ─► durable
