@@ -115,6 +115,24 @@ func New(o Options) *App {
 // ErrBusy says that another run works on the instance.
 var ErrBusy = errors.New("another run holds the instance")
 
+// BusyError is an ErrBusy that says who. Verb is empty in the instant before the holder has said it.
+type BusyError struct {
+	Path  string // of the lock
+	Verb  string // "backup_all", "restore", "sets copy", …
+	Exec  string
+	Since time.Time
+}
+
+func (e *BusyError) Error() string {
+	if e.Verb == "" {
+		return fmt.Sprintf("%v: %s is locked; wait for it to end", ErrBusy, e.Path)
+	}
+	return fmt.Sprintf("%v: %s (process %s) since %s; wait for it to end", ErrBusy, e.Verb, e.Exec, e.Since.Format("2006-01-02 15:04:05 MST"))
+}
+
+// Unwrap makes errors.Is(err, ErrBusy) true.
+func (e *BusyError) Unwrap() error { return ErrBusy }
+
 // holder is what the lock file says.
 type holder struct {
 	Verb  string    `json:"verb"`
@@ -135,10 +153,10 @@ func (a *App) lock(verb string) (func() error, error) {
 	var locked *durable.LockedError
 	if errors.As(err, &locked) {
 		var h holder
-		if json.Unmarshal(locked.Info, &h) != nil || h.Verb == "" {
-			return nil, fmt.Errorf("%w: %s is locked; wait for it to end", ErrBusy, a.o.LockPath)
+		if json.Unmarshal(locked.Info, &h) != nil {
+			h = holder{}
 		}
-		return nil, fmt.Errorf("%w: %s (process %s) since %s; wait for it to end", ErrBusy, h.Verb, h.Exec, h.Since.Format("2006-01-02 15:04:05 MST"))
+		return nil, &BusyError{Path: a.o.LockPath, Verb: h.Verb, Exec: h.Exec, Since: h.Since}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock the instance: %w", err)

@@ -145,17 +145,8 @@ func (a *App) BackupAll(ctx context.Context) (*catalog.Set, error) {
 
 func (a *App) backupAll(ctx context.Context) (*catalog.Set, error) {
 	a.step("backup_all", "prepare", "")
-	if err := a.refuseInterrupted(ctx); err != nil {
-		return nil, err
-	}
-	if err := durable.MkdirAllOwned(a.o.DumpDir, 0o711, a.o.Owner); err != nil {
-		return nil, fmt.Errorf("dump directory: %w", err)
-	}
-	settled, err := a.settleUnfinished(ctx)
+	settled, err := a.clearAway(ctx)
 	if err != nil {
-		return nil, err
-	}
-	if err := a.clearStaging(); err != nil {
 		return nil, err
 	}
 	base, err := a.repository()
@@ -597,6 +588,35 @@ func (a *App) settleUnfinished(ctx context.Context) (completed []*catalog.Set, e
 		}
 	}
 	return completed, a.removeHidden()
+}
+
+// Settle does now what the next run would do first: a dead run's set that was complete in substance gets its final names, and
+// what comes after a set; the others are marked failed; staging is emptied. It returns the sets that it completed.
+func (a *App) Settle(ctx context.Context) ([]*catalog.Set, error) {
+	unlock, err := a.lock("settle")
+	if err != nil {
+		return nil, err
+	}
+	settled, err := a.clearAway(ctx)
+	if n := len(settled); n > 0 && err == nil {
+		err = a.afterwards(ctx, settled[n-1], settled[:n-1])
+	}
+	return settled, errors.Join(err, unlock())
+}
+
+// clearAway deals with what dead runs left, and returns the sets that it completed.
+func (a *App) clearAway(ctx context.Context) ([]*catalog.Set, error) {
+	if err := a.refuseInterrupted(ctx); err != nil {
+		return nil, err
+	}
+	if err := durable.MkdirAllOwned(a.o.DumpDir, 0o711, a.o.Owner); err != nil {
+		return nil, fmt.Errorf("dump directory: %w", err)
+	}
+	settled, err := a.settleUnfinished(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return settled, a.clearStaging()
 }
 
 func (a *App) finishPublishing(s *catalog.Set) error {

@@ -6,7 +6,7 @@ type (
 	BoolKey     string // read with Values.Bool
 	IntKey      string // read with Values.Int
 	SecondsKey  string // read with Values.Duration
-	StringKey   string // text, enumeration, address or version; read with Values.String
+	StringKey   string // text, enumeration, address, version, cron expression or zone; read with Values.String
 	PathKey     string // read with Values.Path, resolved by instance.Resolve
 	ListKey     string // read with Values.List
 	SecretKey   string // read with Values.Secret
@@ -46,6 +46,8 @@ const (
 	KeyBusTopics           ListKey     = "eventbus.topics"
 	KeyFilesExclude        ListKey     = "files.exclude"
 	KeyFilesPaths          ListKey     = "files.paths"
+	KeyLogsKeep            IntKey      = "logs.keep"
+	KeyMetricsListen       StringKey   = "metrics.listen"
 	KeyToolPath            PathKey     = "pgsql.backup.tool_path"
 	KeyClusters            ClustersKey = "pgsql.clusters"
 	KeyArchiveTimeout      SecondsKey  = "pgsql.pgbackrest.archive_timeout"
@@ -97,5 +99,10 @@ const (
 	KeyRedundancyType      StringKey   = "pgsql.pgbackrest.redundancy.type"
 	KeyRepoDir             PathKey     = "pgsql.pgbackrest.repo_dir_name"
 	KeyRestoreSource       StringKey   = "pgsql.pgbackrest.restore.source"
+	KeyScheduleBackup      StringKey   = "schedule.backup"
+	KeyScheduleCopyEvery   SecondsKey  = "schedule.copy_every"
+	KeyScheduleLagWarning  SecondsKey  = "schedule.lag_warning"
+	KeyScheduleVerify      StringKey   = "schedule.verify"
+	KeyScheduleZone        StringKey   = "schedule.zone"
 	KeySnapshotEnabled     BoolKey     = "snapshot.enabled"
 )

@@ -17,11 +17,14 @@ const (
 	URL                  // an http or https address with a host
 	Version              // four numbers, major.minor.patch.build
 	Clusters             // PostgreSQL clusters, see ParseClusters
+	Cron                 // the five fields of a crontab line
+	Zone                 // the name of a time zone
+	Listen               // an address and a port to listen on
 )
 
 // String returns the word that the manual uses for t.
 func (t Type) String() string {
-	names := [...]string{"bool", "int", "seconds", "string", "enum", "path", "list", "secret", "url", "version", "clusters"}
+	names := [...]string{"bool", "int", "seconds", "string", "enum", "path", "list", "secret", "url", "version", "clusters", "cron", "zone", "listen"}
 	if t < 0 || int(t) >= len(names) {
 		return "unknown"
 	}
@@ -98,9 +101,9 @@ var table = []Key{
 	{Name: "alation.backup.restore_file", Type: Path, Since: "2023.3",
 		Help: "Alation tarball that `alation_action destructive_restore_all` restores."},
 	{Name: "alation.backup.scheduled_day", Type: List, Allowed: weekdays, Since: "2020.3",
-		Help: "Days of the scheduled run, in UTC, separated by commas without spaces. Empty: every day."},
+		Help: "Days of the scheduled run, in UTC unless `schedule.zone` says otherwise, separated by commas without spaces. Empty: every day."},
 	{Name: "alation.backup.scheduled_hour", Type: Int, Default: "4", Min: 0, Max: 23, Unit: "hour of the day, UTC", Since: "2020.3",
-		Help: "Hour of the scheduled run."},
+		Help: "Hour of the scheduled run, in UTC unless `schedule.zone` says otherwise."},
 	{Name: "alation.backup.scheduled_minute", Type: Int, Default: "0", Min: 0, Max: 59, Unit: "minute of the hour", Since: "2020.3",
 		Help: "Minute of the scheduled run."},
 	{Name: "alation.backup_v2.incremental.enabled", Type: Bool, Default: "False", Since: "holdfast",
@@ -137,6 +140,11 @@ var table = []Key{
 		Help: "Patterns of files left out, relative to each of `files.paths`; `**` crosses directories."},
 	{Name: "files.paths", Type: List, Default: "/opt/alation/site,/data1/site_data", Since: "holdfast",
 		Help: "Files and directories of the application, seen from the instance's root."},
+	{Name: "logs.keep", Type: Int, Default: "14", Min: 1, Max: 3650, Unit: "files", Since: "holdfast",
+		Help: "Number of earlier `alation_backup.log` that the daemon keeps, and of `backup.log` below `/var/lib/pgsql`: it begins new ones every night at 0:00 UTC."},
+	{Name: "metrics.listen", Type: Listen, Since: "holdfast",
+		Help: "Address and port on which the daemon serves `/healthz` and `/metrics`, such as `127.0.0.1:9876`. Whoever reaches it can read them: names, times and " +
+			"sizes of sets, no secrets. Empty: it serves nothing."},
 	{Name: "pgsql.backup.tool_path", Type: Path, Since: "holdfast", After: followEnable,
 		Help: "Program of an external `pgbackrest` to use in place of the built-in engine. Empty: the built-in engine. It needs the server's socket directory as host in " +
 			"`pgsql.clusters`. A PostgreSQL backup that goes into the tarball passes through a staging repository beside it and needs that space during the run."},
@@ -230,5 +238,16 @@ var table = []Key{
 	{Name: "pgsql.pgbackrest.restore.source", Type: Enum, Default: "local", Allowed: []string{"local", "s3"}, Required: true, Since: "holdfast",
 		Help: "Where `alation_action destructive_restore_all` takes the separate PostgreSQL backup from: the repository of this host, or the external storage that " +
 			"`pgsql.pgbackrest.redundancy.*` describes, of whatever type it is."},
-	{Name: "snapshot.enabled", Type: Bool, Default: "True", Since: "2020.3", Help: "The daily schedule on or off."},
+	{Name: "schedule.backup", Type: Cron, Since: "holdfast",
+		Help: "Times of the scheduled run where a minute, an hour and days of the week do not suffice: `0 1,13 * * mon-fri`. It is used in place of " +
+			"`alation.backup.scheduled_minute`, `_hour` and `_day`."},
+	{Name: "schedule.copy_every", Type: Seconds, Default: "300", Min: 0, Max: 86400, Unit: "seconds", Since: "holdfast",
+		Help: "How often the daemon brings the copy on external storage up to date between runs: WAL, and sets that are not there yet. 0: only runs do."},
+	{Name: "schedule.lag_warning", Type: Seconds, Default: "3600", Min: 60, Max: 2592000, Unit: "seconds", Since: "holdfast",
+		Help: "How old the last complete copying of WAL to external storage may become before the daemon warns."},
+	{Name: "schedule.verify", Type: Cron, Default: "0 12 * * sun", Since: "holdfast",
+		Help: "Times at which the daemon reads the newest complete set and compares it with what the run wrote. Empty: never."},
+	{Name: "schedule.zone", Type: Zone, Default: "UTC", Required: true, Since: "holdfast",
+		Help: "Time zone of the schedule. A time that the clock jumps over happens when it has jumped, a time that it shows twice happens the first time."},
+	{Name: "snapshot.enabled", Type: Bool, Default: "True", Since: "2020.3", Help: "The schedule on or off. The daemon goes by it; a crontab line of yours does not."},
 }

@@ -91,7 +91,7 @@ func TestTableIsSortedAndConsistent(t *testing.T) {
 
 func TestConstantsMatchTable(t *testing.T) {
 	types := map[string][]Type{
-		"BoolKey": {Bool}, "IntKey": {Int}, "SecondsKey": {Seconds}, "StringKey": {String, Enum, URL, Version},
+		"BoolKey": {Bool}, "IntKey": {Int}, "SecondsKey": {Seconds}, "StringKey": {String, Enum, URL, Version, Cron, Zone, Listen},
 		"PathKey": {Path}, "ListKey": {List}, "SecretKey": {SecretT}, "ClustersKey": {Clusters},
 	}
 	seen := map[string]bool{}
@@ -195,10 +195,6 @@ var usedLater = map[string]string{
 	"KeyBaseURL":            "stored and reset by the operator; the restore of a later issue reports it",
 	"KeyIncrementalEnabled": "incremental backups: the next issue",
 	"KeyIncrementalFull":    "incremental backups: the next issue",
-	"KeyScheduledDay":       "scheduler: a later issue",
-	"KeyScheduledHour":      "scheduler: a later issue",
-	"KeyScheduledMinute":    "scheduler: a later issue",
-	"KeySnapshotEnabled":    "scheduler: a later issue",
 }
 
 // TestKeysAreUsed holds the table free of parameters that do nothing. It begins to bind when internal/cli/wire.go, which

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"holdfast/internal/schedule"
 )
 
 // maxValue bounds a value, in bytes.
@@ -29,7 +31,7 @@ func (k *Key) Parse(text string) (string, error) {
 // AllowedText says in words what Parse accepts.
 func (k *Key) AllowedText() string {
 	empty := ", or nothing"
-	if k.Required || k.Default != "" && k.Type != List {
+	if k.Required || k.Default != "" && k.Type != List && k.Type != Cron {
 		empty = ""
 	}
 	switch k.Type {
@@ -50,6 +52,12 @@ func (k *Key) AllowedText() string {
 		return "an http:// or https:// address with a host" + empty
 	case Version:
 		return "four numbers, such as 10.0.0.147420" + empty
+	case Cron:
+		return "five fields as in a crontab: minute hour day-of-month month day-of-week" + empty
+	case Zone:
+		return "the name of a time zone, such as UTC or Europe/Zurich" + empty
+	case Listen:
+		return "an address and a port, such as 127.0.0.1:9876, or :9876 for every address" + empty
 	case Clusters:
 		return "stanza:data=DIR,host=HOST,port=PORT,user=USER,bin=DIR;… or a JSON list of such objects"
 	}
@@ -88,6 +96,16 @@ func (k *Key) parse(text string) (string, error) {
 			return "", err
 		}
 		return FormatClusters(clusters), nil
+	case Cron:
+		return parseCron(text)
+	case Zone:
+		zone, err := schedule.Zone(text)
+		if err != nil {
+			return "", err
+		}
+		return zone.String(), nil
+	case Listen:
+		return parseListen(text)
 	}
 	return text, nil
 }
@@ -218,6 +236,33 @@ func parseVersion(text string) (string, error) {
 		parts[i] = strconv.FormatUint(n, 10)
 	}
 	return strings.Join(parts, "."), nil
+}
+
+// parseCron accepts what package schedule does, without its spans and without a zone, which is a parameter of its own.
+func parseCron(text string) (string, error) {
+	if n := len(strings.Fields(text)); n != 5 {
+		return "", fmt.Errorf("%d fields, not five", n)
+	}
+	spec, err := schedule.Parse(text)
+	if err != nil {
+		return "", err
+	}
+	return spec.String(), nil
+}
+
+// parseListen accepts a port with or without an address.
+func parseListen(text string) (string, error) {
+	host, port, err := net.SplitHostPort(text)
+	if err != nil {
+		return "", errors.New("not an address and a port")
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return "", errors.New("the port is no number from 1 to 65535")
+	}
+	if strings.HasPrefix(host, "/") || checkHost(host) != nil {
+		return "", errors.New("the address is none")
+	}
+	return net.JoinHostPort(host, port), nil
 }
 
 // checkHost accepts a socket directory (begins with "/") or a host name or address without port.

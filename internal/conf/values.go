@@ -123,9 +123,9 @@ func (v *Values) Duration(name SecondsKey) time.Duration {
 	return time.Duration(n) * time.Second
 }
 
-// String returns a text, an element of an enumeration, an address or a version.
+// String returns a text, an element of an enumeration, an address, a version, a cron expression or the name of a zone.
 func (v *Values) String(name StringKey) string {
-	return v.value(string(name), String, Enum, URL, Version)
+	return v.value(string(name), String, Enum, URL, Version, Cron, Zone, Listen)
 }
 
 // Path returns a path as it was set, possibly empty. It is seen from the instance's root: resolve it with

@@ -223,7 +223,7 @@ func (i *Instance) ownDirs(owner *durable.Owner) error {
 			return err
 		}
 	}
-	for _, dir := range []string{"var/lib/holdfast", "var/lib/holdfast/lock", "opt/alation/site", "opt/alation/site/logs"} {
+	for _, dir := range []string{"var/lib/holdfast", "var/lib/holdfast/lock", "var/lib/pgsql", "opt/alation/site", "opt/alation/site/logs"} {
 		if err := durable.MkdirAllOwned(i.own(dir), 0o755, owner); err != nil {
 			return err
 		}

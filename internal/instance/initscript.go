@@ -37,7 +37,7 @@ root=%s
 HOLDFAST_ROOT=${root:-/}
 export HOLDFAST_ROOT
 program=$root/usr/local/lib/holdfast/holdfast
-verbs="start | stop | restart | force-reload | status | shell [-c COMMAND]"
+verbs="start | stop | restart | reload | force-reload | status | shell [-c COMMAND]"
 say() {
 	echo "$0: $*" >&2
 }
@@ -51,6 +51,13 @@ run() {
 	code=$?
 	[ "$code" -ne 5 ] || code=6 # there is no instance: not configured
 	return "$code"
+}
+# The disks come before the daemon and go after it.
+start() {
+	run start --root "$HOLDFAST_ROOT" "$@" && run daemon start --root "$HOLDFAST_ROOT"
+}
+stop() {
+	run daemon stop --root "$HOLDFAST_ROOT" && run stop --root "$HOLDFAST_ROOT" "$@"
 }
 [ $# -ge 1 ] || usage
 verb=$1
@@ -68,11 +75,17 @@ init)
 shell)
 	exec "$program" shell --root "$HOLDFAST_ROOT" "$@"
 	;;
-start | stop)
-	run "$verb" --root "$HOLDFAST_ROOT" "$@"
+start)
+	start "$@"
+	;;
+stop)
+	stop "$@"
 	;;
 restart | force-reload)
-	run stop --root "$HOLDFAST_ROOT" "$@" && run start --root "$HOLDFAST_ROOT" "$@"
+	stop "$@" && start "$@"
+	;;
+reload)
+	run daemon reload --root "$HOLDFAST_ROOT" "$@"
 	;;
 status)
 	"$program" status --root "$HOLDFAST_ROOT" "$@"
@@ -82,7 +95,7 @@ status)
 	*) exit 4 ;;           # not known
 	esac
 	;;
-reload | try-restart)
+try-restart)
 	say "$verb is not done; there are: $verbs"
 	exit 3
 	;;

@@ -33,6 +33,7 @@ func TestInitScriptCodes(t *testing.T) {
 	i := mustInit(t, o).Instance
 	script, program := i.own("etc/init.d/alation"), i.own("usr/local/lib/holdfast/holdfast")
 	at := " --root " + i.Dir()
+	start, stop := "start"+at+"\ndaemon start"+at, "daemon stop"+at+"\nstop"+at // the disks come before the daemon and go after it
 	for _, c := range []struct {
 		words, codes string
 		want         int
@@ -44,17 +45,19 @@ func TestInitScriptCodes(t *testing.T) {
 		{"status", "status=5", 4, "status" + at}, // there is no instance
 		{"status", "status=1", 4, "status" + at},
 		{"status", "status=2", 4, "status" + at},
-		{"start", "", 0, "start" + at},
+		{"start", "", 0, start},
 		{"start", "start=1", 1, "start" + at},
 		{"start extra", "start=2", 2, "start" + at + " extra"},
 		{"start", "start=5", 6, "start" + at}, // not configured
-		{"stop", "", 0, "stop" + at},
-		{"stop", "stop=1", 1, "stop" + at},
-		{"restart", "", 0, "stop" + at + "\nstart" + at},
-		{"restart", "stop=1", 1, "stop" + at}, // what could not be stopped is not started
-		{"restart", "start=1", 1, "stop" + at + "\nstart" + at},
-		{"force-reload", "", 0, "stop" + at + "\nstart" + at},
-		{"reload", "", 3, ""},
+		{"start", "daemon=1", 1, start},
+		{"stop", "", 0, stop},
+		{"stop", "stop=1", 1, stop},
+		{"stop", "daemon=1", 1, "daemon stop" + at}, // it still uses the disks
+		{"restart", "", 0, stop + "\n" + start},
+		{"restart", "stop=1", 1, stop}, // what could not be stopped is not started
+		{"restart", "start=1", 1, stop + "\nstart" + at},
+		{"force-reload", "", 0, stop + "\n" + start},
+		{"reload", "", 0, "daemon reload" + at},
 		{"try-restart", "", 3, ""},
 		{"shell -c false", "shell=7", 7, "shell" + at + " -c false"},
 		{"init D B", "init=5", 5, "init D B" + at},
