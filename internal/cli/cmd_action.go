@@ -95,31 +95,46 @@ func backupAll(ctx context.Context, env *Env, f actionFlags) error {
 		}
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, w.values.Duration(conf.KeyChefTimeout), errors.New("the run exceeded alation.backup.chef_timeout"))
-	defer cancel()
-	set, err := w.app.BackupAll(ctx)
-	warnings := l.done()
-	w.log.ended("backup_all", err)
+	set, warnings, err := makeBackup(ctx, w, l)
 	if err != nil {
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
-			err = fmt.Errorf("%w: %v", cause, err)
-		}
 		return err
 	}
-	warnings = append(warnings, set.Warnings...)
 	if f.json {
 		err = env.printJSON(set)
 	} else {
 		err = env.printSet(set)
 	}
-	switch {
-	case err != nil:
-	case set.PostScript != nil && set.PostScript.Error != "":
-		err = &scriptError{set.PostScript.Error}
-	case len(warnings) > 0:
-		err = &warningsError{len(warnings)}
+	return errors.Join(err, backupWarned(set, warnings))
+}
+
+// makeBackup runs backup_all within the time that a run may take, and logs how it ended. The warnings are the run's and the
+// set's.
+func makeBackup(ctx context.Context, w *wired, l *listener) (*catalog.Set, []string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, w.values.Duration(conf.KeyChefTimeout), errTimeout)
+	defer cancel()
+	set, err := w.app.BackupAll(ctx)
+	warnings := l.done()
+	if errors.Is(context.Cause(ctx), errTimeout) && err != nil {
+		err = fmt.Errorf("%w: %v", errTimeout, err)
 	}
-	return err
+	w.log.ended("backup_all", err)
+	if err != nil {
+		return nil, nil, err
+	}
+	return set, append(warnings, set.Warnings...), nil
+}
+
+var errTimeout = errors.New("the run exceeded alation.backup.chef_timeout")
+
+// backupWarned is what a run whose set is complete has to say all the same; nil: nothing.
+func backupWarned(set *catalog.Set, warnings []string) error {
+	switch {
+	case set.PostScript != nil && set.PostScript.Error != "":
+		return &scriptError{set.PostScript.Error}
+	case len(warnings) > 0:
+		return &warningsError{len(warnings)}
+	}
+	return nil
 }
 
 func enableArchiving(ctx context.Context, env *Env, f actionFlags) error {

@@ -114,7 +114,7 @@ func ofThisHost(name string) bool {
 	switch name {
 	case string(conf.KeyRestoreFile), string(conf.KeyEBRestoreFile), string(conf.KeyDataDumpDir), string(conf.KeyDataTempDir), string(conf.KeyClusters),
 		string(conf.KeyBusBrokers), string(conf.KeyRepoDir), string(conf.KeyPostScript), string(conf.KeyToolPath), string(conf.KeyCipherPass),
-		string(conf.KeyRestoreSource), string(conf.KeyRedundancyPath):
+		string(conf.KeyRestoreSource), string(conf.KeyRedundancyPath), string(conf.KeyMetricsListen):
 		return true
 	}
 	return false

@@ -125,12 +125,13 @@ type statusDoc struct {
 	User       string       `json:"user"`
 	DataDisk   diskDoc      `json:"data_disk"`
 	BackupDisk diskDoc      `json:"backup_disk"`
+	Daemon     *daemonInfo  `json:"daemon"`     // null: it is not running
 	Newest     *catalog.Set `json:"newest_set"` // null: none yet, or the disks are not there
 }
 
 func (r *root) statusCommand() *cobra.Command {
-	return &cobra.Command{Use: "status", Short: "show the instance, its disks and its newest set", Args: noArgs,
-		Long: "Shows the instance, its disks and its newest set. A disk that is not attached is a warning: the exit code is then 3.",
+	return &cobra.Command{Use: "status", Short: "show the instance, its disks, its daemon and its newest set", Args: noArgs,
+		Long: "Shows the instance, its disks, its daemon and its newest set. A disk that is not attached is a warning: the exit code is then 3.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			in, err := openInstance(r.env, r.f.root)
 			if err != nil {
@@ -149,6 +150,9 @@ func (r *root) statusCommand() *cobra.Command {
 				} else {
 					doc.DataDisk = dd
 				}
+			}
+			if doc.Daemon, err = runningDaemon(in); err != nil {
+				return err
 			}
 			if away == 0 {
 				if doc.Newest, err = r.newestSet(cmd.Context()); err != nil {
@@ -187,6 +191,11 @@ func (e *Env) printStatus(d *statusDoc) error {
 		if disk.Problem != "" {
 			p.f("warning: %s\n", disk.Problem)
 		}
+	}
+	if d.Daemon != nil {
+		p.f("daemon: %s\n", d.Daemon)
+	} else {
+		p.f("daemon: not running\n")
 	}
 	switch {
 	case !d.DataDisk.Attached || !d.BackupDisk.Attached:

@@ -17,6 +17,7 @@ import (
 var wrongValue = map[conf.Type]string{
 	conf.Bool: "maybe", conf.Int: "4.5", conf.Seconds: "ten", conf.Enum: "zzz", conf.Path: "a\tb", conf.List: "a,,b", conf.URL: "ftp://host/", conf.Version: "10.0",
 	conf.Clusters: "stanza", conf.String: "two\nlines", conf.SecretT: "SECRET\nLINE",
+	conf.Cron: "0 25 * * *", conf.Zone: "Mars/Olympus", conf.Listen: "9876",
 }
 
 // TestEveryParameterRefusesWrongType sets every parameter of the table to what it cannot be, alone and behind a good pair,

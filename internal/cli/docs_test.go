@@ -46,6 +46,9 @@ func leaves(c *cobra.Command) []docCommand {
 		switch {
 		case sub.Hidden:
 		case sub.HasSubCommands():
+			if sub.Annotations[runsItself] != "" {
+				all = append(all, docOf(sub))
+			}
 			all = append(all, leaves(sub)...)
 		default:
 			all = append(all, docOf(sub))

@@ -38,6 +38,7 @@ var sentinels = map[string]struct {
 	code int
 }{
 	"action.ErrBusy":              {action.ErrBusy, exitBusy},
+	"action.BusyError":            {&action.BusyError{Verb: "restore"}, exitBusy},
 	"action.ErrNoStore":           {action.ErrNoStore, exitUsage},
 	"cli.scriptError":             {&scriptError{"x"}, exitScript},
 	"action.ErrRestart":           {action.ErrRestart, exitRefused},
@@ -145,6 +146,8 @@ var unmapped = map[string]string{
 	"s3.passing":               "a mark inside the package, on an error that says what happened",
 	"storage.temporaryError":   "a mark for Retry, on an error that says what happened",
 	"tarball.readError":        "a mark inside the package, on an error that says what happened",
+	"schedule.ErrYield":        "ends a job of the daemon, no command",
+	"schedule.unavailable":     "a job of the daemon gives it to the loop, no command ends with it",
 }
 
 func TestExitCodes(t *testing.T) {

@@ -43,6 +43,10 @@ type Env struct {
 	Stop          func() // stops the process until it gets SIGCONT; for tests that change the world at a step
 	ExecID        string // "<pid>-<8 hex>"
 
+	Tick    time.Duration                                // how often the daemon looks at the clock and at parameters at least; 0: every ten seconds
+	Hangups func() (hangups <-chan struct{}, end func()) // SIGHUP from now on asks for a look instead of ending the process; nil: it does not
+	Crontab string                                       // the host's crontab program; empty: the one on PATH
+
 	Nice  func(priority int) error // sets the process's priority; nil: it stays
 	Umask func(mask int) int       // sets the process's umask and returns the one before; nil: it stays
 }
@@ -57,7 +61,29 @@ func Process() *Env {
 		Terminal: isTerminal(os.Stderr), StdinTerminal: isTerminal(os.Stdin), Exe: exe, Getwd: os.Getwd,
 		Kill:   func() { _ = unix.Kill(os.Getpid(), unix.SIGKILL) },
 		Stop:   stopUntilContinued,
-		ExecID: fmt.Sprintf("%d-%08x", os.Getpid(), rand.Uint32()), Nice: nice, Umask: unix.Umask}
+		ExecID: fmt.Sprintf("%d-%08x", os.Getpid(), rand.Uint32()), Nice: nice, Umask: unix.Umask, Hangups: hangups}
+}
+
+// hangups takes SIGHUP away from everybody who waited for it, in an order that leaves no moment in which it would end the
+// process.
+func hangups() (<-chan struct{}, func()) {
+	signal.Ignore(unix.SIGHUP)
+	signals, looks, done := make(chan os.Signal, 1), make(chan struct{}, 1), make(chan struct{})
+	signal.Notify(signals, unix.SIGHUP)
+	go func() {
+		for {
+			select {
+			case <-signals:
+				select {
+				case looks <- struct{}{}:
+				default: // one is waiting to be taken already
+				}
+			case <-done:
+				return
+			}
+		}
+	}()
+	return looks, func() { signal.Stop(signals); close(done) }
 }
 
 // nice sets the priority of every thread there is, which those to come inherit: Linux has one for each.

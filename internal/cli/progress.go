@@ -18,8 +18,9 @@ type listener struct {
 	json   bool // one JSON object a line on standard error instead of the progress line
 	quiet  bool // nothing at all
 	logs   func(line string)
-	killAt string // a step, "verb:name", at which the process dies; for tests
-	stopAt string // a step at which the process stops until it gets SIGCONT; for tests
+	pgLogs func(line string) // of what is done to PostgreSQL; may be nil
+	killAt string            // a step, "verb:name", at which the process dies; for tests
+	stopAt string            // a step at which the process stops until it gets SIGCONT; for tests
 
 	total, moved atomic.Int64
 	began        atomic.Int64 // Unix nanoseconds
@@ -64,6 +65,9 @@ func (l *listener) on(e engine.Event) {
 		l.clear()
 		l.mu.Unlock()
 		l.logs(e.String())
+		if l.pgLogs != nil {
+			l.pgLogs(e.String())
+		}
 		l.line(progressLine{Event: "warning", Text: e.Text})
 		if !l.quiet && !l.json {
 			fmt.Fprintln(l.env.Stderr, e)
@@ -73,6 +77,9 @@ func (l *listener) on(e engine.Event) {
 
 func (l *listener) onStep(e engine.Step) {
 	l.logs(e.String())
+	if l.pgLogs != nil && pgVerb(e.Verb) {
+		l.pgLogs(e.String())
+	}
 	l.mu.Lock()
 	l.step = e.Verb + " " + e.Name
 	l.total.Store(0)

@@ -4,14 +4,18 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"holdfast/internal/action"
 	"holdfast/internal/durable"
 )
 
-// runLog appends lines to alation_backup.log. A log that can't be written never stops a backup: the first failure is said
+// runLog appends lines to alation_backup.log, or a log beside PostgreSQL's. A log that can't be written never stops a backup: the first failure is said
 // on standard error.
 type runLog struct {
 	env   *Env
@@ -24,6 +28,23 @@ type runLog struct {
 
 func newRunLog(env *Env, dir string, owner *durable.Owner) *runLog {
 	return &runLog{env: env, path: filepath.Join(dir, "alation_backup.log"), owner: owner}
+}
+
+// newPGLogs are the logs beside the clusters' own, under var/lib/pgsql/<version>: what is done to PostgreSQL, for those who
+// look there.
+func newPGLogs(env *Env, clusters []action.Cluster, owner *durable.Owner) (logs []*runLog) {
+	for _, c := range clusters {
+		path := filepath.Join(filepath.Dir(c.LogFile), "backup.log")
+		if !slices.ContainsFunc(logs, func(l *runLog) bool { return l.path == path }) {
+			logs = append(logs, &runLog{env: env, path: path, owner: owner})
+		}
+	}
+	return logs
+}
+
+// pgVerb reports whether a step with this verb is done to PostgreSQL, and not to the whole application.
+func pgVerb(verb string) bool {
+	return slices.Contains([]string{"backup", "expire", "stanza-create", "stanza-upgrade", "stanza-delete"}, verb)
 }
 
 // line writes one line with time and run.
@@ -72,3 +93,38 @@ func (l *runLog) append(text string) error {
 	}
 	return f.Close()
 }
+
+// rotate begins a new log: what there is gets the day before now in its name, and of such files the newest keep stay. It
+// returns the name; empty: there was nothing to rotate. Writers open the log for each line and need not be told.
+func (l *runLog) rotate(keep int) (string, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	info, err := os.Lstat(l.path)
+	rotated := ""
+	if err == nil && info.Mode().IsRegular() && info.Size() > 0 {
+		day := l.path + "." + l.env.Now().UTC().Add(-time.Second).Format("2006-01-02")
+		rotated = day
+		for n := 2; exists(rotated); n++ {
+			rotated = fmt.Sprintf("%s.%d", day, n)
+		}
+		err = os.Rename(l.path, rotated)
+	}
+	if err != nil && !os.IsNotExist(err) {
+		return "", fmt.Errorf("rotate the log: %w", err)
+	}
+	old, err := filepath.Glob(globQuote.Replace(l.path) + ".[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]*")
+	if err != nil {
+		return rotated, fmt.Errorf("rotate the log: %w", err)
+	}
+	slices.Sort(old) // by day; ten of one day do not matter
+	for len(old) > keep {
+		if err := os.Remove(old[0]); err != nil {
+			return rotated, fmt.Errorf("remove an old log: %w", err)
+		}
+		old = old[1:]
+	}
+	return rotated, nil
+}
+
+// globQuote takes the meaning from what filepath.Match would take for more than itself.
+var globQuote = strings.NewReplacer(`\`, `\\`, "*", `\*`, "?", `\?`, "[", `\[`)

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,6 +58,7 @@ type wired struct {
 	keys    []string            // credentials of the external storage, as an environment has them, in place of the parameters'
 	app     *action.App
 	log     *runLog
+	pgLogs  []*runLog // below var/lib/pgsql
 }
 
 // openApp wires the application of one instance.
@@ -101,6 +103,12 @@ func openAppAt(env *Env, root string, l *listener, asOf string, keys ...string) 
 	w.app = action.New(o)
 	w.log = newRunLog(env, in.LogDir(), owner)
 	l.logs = w.log.line
+	w.pgLogs = newPGLogs(env, o.Clusters, cmp.Or(o.ServerOwner, owner))
+	l.pgLogs = func(line string) {
+		for _, p := range w.pgLogs {
+			p.line(line)
+		}
+	}
 	return w, nil
 }
 
