@@ -80,6 +80,8 @@ func TestSeed(t *testing.T) {
 	expect(got, "redundancy.enabled = True", "redundancy.s3.endpoint = \n", "redundancy.s3.bucket = my-bucket", "redundancy.s3.key = ******", "redundancy.s3.secret = ******")
 	shell(t, w, "alation_conf pgsql.pgbackrest.redundancy.enabled -s False", "alation_action backup_all")
 	plantedNowhere(t, w, got)
+	// Location of pgBackRest logs.
+	expect(shell(t, w, "cat var/lib/pgsql/15/backup.log"), "backup: start", "backup: stop")
 	// The cron line's own part: a login shell's -c.
 	out, err := w.Holdfast(t.Context(), "shell", "-c", "alation_action backup_all")
 	if err != nil {

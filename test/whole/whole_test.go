@@ -42,6 +42,9 @@ var built = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == daemonWord {
+		os.Exit(daemonHelper(os.Args[2:]))
+	}
 	code := m.Run()
 	if !testing.Short() {
 		if bin, err := built(); err == nil {
@@ -177,6 +180,7 @@ type span struct{ From, To time.Time }
 type set struct {
 	ID       string `json:"id"`
 	State    string `json:"state"`
+	Run      string `json:"run"`
 	Recovery struct {
 		Postgres        []struct{ Taken span }
 		Files, EventBus struct{ Taken span }
