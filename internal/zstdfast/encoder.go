@@ -1,6 +1,6 @@
 // Package zstdfast writes frames of Zstandard (RFC 8878) where speed counts most: WAL segments and relation files at the
 // fastest level, of which archive-push has one each time PostgreSQL fills it. It knows one way to do it, the nearest match
-// from one small table, taken at once. On WAL it needs three quarters of the time of the general encoder at its fastest
+// from one small table, taken at once. On WAL it needs about three quarters of the time of the general encoder at its fastest
 // level, and less room: both because it does without what that one needs for streams, dictionaries and other levels.
 //
 // Sections named in the comments are those of RFC 8878. The Huffman code of the literals is the library's.
