@@ -89,8 +89,8 @@ func TestArchiveRefuses(t *testing.T) {
 		{[]string{"archive-push", "--stanza=s", "--repo1-path=" + empty, "--pg1-path=/p", lock, segment}, exitFailed, "stanza-create"},
 		{[]string{"archive-get", "--stanza=s", "--repo1-path=/r", segment}, exitUsage, "needs a name and a destination"},
 		{[]string{"archive-get", "--stanza=s", "--pg1-path=/p", segment, "d"}, exitUsage, "--repo1-path is missing"},
-		// Not there at all is "not in the archive"; not able to look is above 125.
-		{[]string{"archive-get", "--stanza=s", "--repo1-path=" + empty, "--pg1-path=" + dir, lock, segment, "d"}, exitFailed, "does not exist"},
+		// An archive without the segment ends with 1; no archive, and not able to look, are above 125.
+		{[]string{"archive-get", "--stanza=s", "--repo1-path=" + empty, "--pg1-path=" + dir, lock, segment, "d"}, exitArchive, "does not exist"},
 		{[]string{"archive-get", "--stanza=s", "--repo1-path=" + file, "--pg1-path=" + dir, lock, segment, "d"}, exitArchive, "not a directory"},
 		{[]string{"archive-get", "--stanza=s", "--repo1-path=" + empty, "--repo2-path=" + file, "--pg1-path=" + dir, lock, segment, "d"}, exitArchive, "not a directory"},
 		{[]string{"archive-get", "--help"}, exitOK, "restore_command = "},

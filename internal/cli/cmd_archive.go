@@ -237,12 +237,17 @@ func get(ctx context.Context, env *Env, f stanzaFlags, opts map[string]string, w
 		}
 		errs = append(errs, err)
 	}
-	// Not found anywhere outranks a repository that could not answer only if all answered: recovery must not take an
-	// outage for the end of the archive.
+	// It is the end of the archive only where all repositories answered and one at least has an archive of this cluster:
+	// recovery must not take an outage for it, nor the empty directory that a lost mount leaves.
+	answered := false
 	for _, err := range errs {
+		answered = answered || errors.Is(err, engine.ErrWALMissing)
 		if !errors.Is(err, engine.ErrWALMissing) && !errors.Is(err, engine.ErrStanzaMissing) && !errors.Is(err, engine.ErrArchiveMismatch) {
 			return &unavailableError{errors.Join(errs...)}
 		}
+	}
+	if !answered {
+		return &unavailableError{errors.Join(errs...)}
 	}
 	return errs[0]
 }

@@ -140,12 +140,12 @@ func TestEqualWithoutMap(t *testing.T) {
 			full, _ := r.mustBackup(m, c.full)
 			r.touch(file, scribble(1, 90_000), 3*time.Hour)
 			o.Type, o.Bundle, o.Block = repo.Incr, true, true
-			res, im := r.mustBackup(m, o)
+			_, im := r.mustBackup(m, o)
 			if f := im.File("pg_data/" + file); f.Reference != full.Label {
 				t.Errorf("%s is stored again: %+v", f.Name, f)
 			}
 			r.touch(file, scribble(2, 90_000), time.Hour)
-			res, im = r.mustBackup(m, o)
+			res, im := r.mustBackup(m, o)
 			if f := im.File("pg_data/" + file); f.Reference != "" || f.BlockMapSize == 0 {
 				t.Errorf("%s has changed and is not stored in blocks: %+v", f.Name, f)
 			}
