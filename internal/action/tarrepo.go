@@ -35,13 +35,19 @@ type tarRepo struct {
 	now             func() time.Time
 
 	mu   sync.Mutex
-	meta map[string][]byte
+	meta map[string]metaObject
+}
+
+// metaObject is an info file or manifest in memory.
+type metaObject struct {
+	data    []byte
+	written time.Time
 }
 
 const spillOver = 256 << 10 // bytes of one object that are kept in memory
 
 func newTarRepo(base storage.Storage, w *tarball.Writer, spool string, now func() time.Time) *tarRepo {
-	return &tarRepo{Storage: base, w: w, spool: spool, now: now, meta: make(map[string][]byte)}
+	return &tarRepo{Storage: base, w: w, spool: spool, now: now, meta: make(map[string]metaObject)}
 }
 
 func isBackup(name string) bool { return strings.HasPrefix(name, "backup/") }
@@ -68,11 +74,12 @@ func (t *tarRepo) Create(ctx context.Context, name string, o storage.CreateOptio
 
 func (t *tarRepo) Open(ctx context.Context, name string, offset, length int64) (io.ReadCloser, error) {
 	t.mu.Lock()
-	data, ok := t.meta[name]
+	o, ok := t.meta[name]
 	t.mu.Unlock()
 	if !ok {
 		return t.Storage.Open(ctx, name, offset, length)
 	}
+	data := o.data
 	if offset < 0 || offset > int64(len(data)) {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: io.ErrUnexpectedEOF}
 	}
@@ -85,10 +92,10 @@ func (t *tarRepo) Open(ctx context.Context, name string, offset, length int64) (
 
 func (t *tarRepo) Stat(ctx context.Context, name string) (storage.Info, error) {
 	t.mu.Lock()
-	data, ok := t.meta[name]
+	o, ok := t.meta[name]
 	t.mu.Unlock()
 	if ok {
-		return storage.Info{Name: name, Size: int64(len(data)), ModTime: t.now()}, nil
+		return storage.Info{Name: name, Size: int64(len(o.data)), ModTime: o.written}, nil
 	}
 	return t.Storage.Stat(ctx, name)
 }
@@ -111,7 +118,7 @@ func (t *tarRepo) flush() error {
 		return strings.Count(b, "/") - strings.Count(a, "/")
 	})
 	for _, n := range names {
-		if err := t.w.AddBytes(repoPrefix+n, 0o640, t.meta[n]); err != nil {
+		if err := t.w.AddBytes(repoPrefix+n, 0o640, t.meta[n].data); err != nil {
 			return err
 		}
 	}
@@ -209,7 +216,7 @@ func (o *tarObject) Commit(ctx context.Context) error {
 	if isMeta(o.name) {
 		o.done = true
 		o.t.mu.Lock()
-		o.t.meta[o.name] = o.buf.Bytes()
+		o.t.meta[o.name] = metaObject{o.buf.Bytes(), o.t.now()}
 		o.t.mu.Unlock()
 		return nil
 	}
