@@ -329,14 +329,25 @@ func (r *recovery) choose() error {
 
 // look lists everything that stands in the way here.
 func (r *recovery) look() error {
-	var err error
+	values, err := conf.ValuesOf(r.pairs)
+	if err != nil {
+		return err
+	}
+	if values.Bool(conf.KeyRedundancyEnabled) || values.Bool(conf.KeyTarballCopies) {
+		r.note("the parameters are the kit's: this instance will copy its backups to %s and remove old ones there. Where the old instance still lives and this is a trial, add --conf %s=False --conf %s=False", r.plan.Store, conf.KeyRedundancyEnabled, conf.KeyTarballCopies)
+	}
 	if r.mark, err = readMark(r.state); err != nil {
 		return err
 	}
 	if r.mark != nil && r.mark.Instance != r.instanceOf() {
 		return &refusedError{fmt.Sprintf("%s holds an unfinished recovery from another instance's kit: finish that one, or empty the place; nothing was changed", r.state)}
 	}
-	r.plan.Continues = r.mark != nil
+	if r.mark != nil && (r.mark.DataDisk != r.plan.DataDisk || r.mark.BackupDisk != r.plan.BackupDisk) {
+		return &refusedError{fmt.Sprintf("%s holds an unfinished recovery onto the disks %s and %s: run it with these, or empty the place; nothing was changed", r.state, r.mark.DataDisk, r.mark.BackupDisk)}
+	}
+	if r.plan.Continues = r.mark != nil; r.plan.Continues && !r.mark.Restored {
+		r.note("an interrupted recovery goes on: what is in the way of the restore by now is kept beside it, under names with .holdfast-replaced in them")
+	}
 	if r.plan.DataDisk == r.plan.BackupDisk {
 		r.missing("data disk and backup disk are both %s", r.plan.DataDisk)
 	}

@@ -24,10 +24,13 @@ import (
 
 // recoverMark stands in a place while a recovery is under way, so that the same command goes on with it and none other does.
 type recoverMark struct {
-	Format   int       `json:"format"`
-	Instance string    `json:"instance"` // whose kit: a digest of its key
-	Set      string    `json:"set"`
-	Began    time.Time `json:"began"`
+	Format     int       `json:"format"`
+	Instance   string    `json:"instance"` // whose kit: a digest of its key
+	Set        string    `json:"set"`
+	DataDisk   string    `json:"data_disk"`
+	BackupDisk string    `json:"backup_disk"`
+	Began      time.Time `json:"began"`
+	Restored   bool      `json:"restored"` // the set is back: nothing but the mark is left to do
 }
 
 const recoverMarkFormat = 1
@@ -87,8 +90,8 @@ func (r *recovery) run(ctx context.Context) (*action.RestoreResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	if done, err := r.restoredAlready(ctx, w); err != nil || done {
-		return nil, errors.Join(err, r.end())
+	if r.mark.Restored {
+		return nil, r.end()
 	}
 	r.step("fetch", r.plan.Set.ID)
 	set, err := w.app.FetchSet(ctx, r.plan.Set.ID)
@@ -101,18 +104,26 @@ func (r *recovery) run(ctx context.Context) (*action.RestoreResult, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.mark.Restored = true
+	if err := r.writeMark(); err != nil {
+		return nil, err
+	}
 	r.step("finish", set.ID)
 	return res, r.end()
 }
 
 // begin marks the place.
 func (r *recovery) begin() error {
-	m := recoverMark{Format: recoverMarkFormat, Instance: r.instanceOf(), Set: r.plan.Set.ID, Began: r.env.Now().UTC()}
+	m := recoverMark{Format: recoverMarkFormat, Instance: r.instanceOf(), Set: r.plan.Set.ID, DataDisk: r.plan.DataDisk, BackupDisk: r.plan.BackupDisk, Began: r.env.Now().UTC()}
 	if r.mark != nil && r.mark.Set == m.Set {
-		m.Began = r.mark.Began
+		m.Began, m.Restored = r.mark.Began, r.mark.Restored
 	}
 	r.mark = &m
-	b, err := json.Marshal(m)
+	return r.writeMark()
+}
+
+func (r *recovery) writeMark() error {
+	b, err := json.Marshal(r.mark)
 	if err != nil {
 		return err
 	}
@@ -227,26 +238,10 @@ func (r *recovery) layFiles(in *instance.Instance) error {
 	return nil
 }
 
-// restoredAlready says whether an earlier call restored the set and died before it could say so.
-func (r *recovery) restoredAlready(ctx context.Context, w *wired) (bool, error) {
-	set, err := w.app.Set(ctx, r.plan.Set.ID)
-	if errors.Is(err, catalog.ErrUnknown) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	for _, v := range set.Verdicts {
-		if v.Check == "restore" && v.OK && !v.At.Before(r.mark.Began) {
-			return true, nil
-		}
-	}
-	return false, nil
-}
-
-// restore brings the fetched set back.
+// restore brings the fetched set back. The first time the places were empty; later something may be there that is not ours, so what
+// is replaced then is kept beside.
 func (r *recovery) restore(ctx context.Context, w *wired, set *catalog.Set) (*action.RestoreResult, error) {
-	o := action.RestoreOptions{FromStore: set.Mode == catalog.Apart}
+	o := action.RestoreOptions{FromStore: set.Mode == catalog.Apart, KeepReplaced: r.plan.Continues}
 	if p := set.Piece(catalog.Application); p != nil {
 		o.RestoreFile = p.Path
 	}

@@ -163,8 +163,10 @@ func TestRecoverSteps(t *testing.T) {
 			t.Fatalf("at %s it did not die: %d %s%s", step, got.code, got.out, got.errs)
 		}
 		died++
-		if step == "parameters" {
-			continue
+		if step == "lay-out" { // somebody puts a file in the way
+			if err := errors.Join(os.MkdirAll(filepath.Join(dir, "root/srv/app"), 0o755), os.WriteFile(filepath.Join(dir, "root/srv/app/precious"), []byte("precious"), 0o600)); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if step == "files" { // an operator mends something between two calls
 			env, _, errs := bareEnv(strings.NewReader(""), "alation_conf", "--root", filepath.Join(dir, "root"), "alation.backup.scheduled_hour", "-s", "7")
@@ -176,6 +178,9 @@ func TestRecoverSteps(t *testing.T) {
 	got, _ = l.recover(t, dir, "", "--yes")
 	got.has(t, exitOK, "was restored before")
 	root := filepath.Join(dir, "root")
+	if kept, err := filepath.Glob(filepath.Join(root, "srv/app.holdfast-replaced-*/precious")); err != nil || len(kept) != 1 {
+		t.Errorf("what was in the way: kept are %v, %v", kept, err)
+	}
 	b, err := os.ReadFile(filepath.Join(root, "srv/app/a"))
 	key, err2 := os.ReadFile(filepath.Join(root, "etc/holdfast/conf.key"))
 	pem, err3 := os.ReadFile(filepath.Join(root, "etc/ssl/bus.pem"))
@@ -216,6 +221,12 @@ func TestRecoverForeign(t *testing.T) {
 	two.write(t, k, id)
 	got, _ := two.recover(t, dir, "", "--yes")
 	got.has(t, exitRefused, "another instance's kit")
+	elsewhere := filepath.Join(dir, "elsewhere")
+	if err := os.Mkdir(elsewhere, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	words := []string{"holdfast", "recover", "--kit", one.kit, "--identity", one.identity, "--root", filepath.Join(dir, "root"), elsewhere, filepath.Join(dir, "backup"), "--yes"}
+	bare(t, "", words...).has(t, exitRefused, "an unfinished recovery onto the disks "+filepath.Join(dir, "data"))
 	full := t.TempDir()
 	if err := errors.Join(os.MkdirAll(filepath.Join(full, "backup/x"), 0o755), os.WriteFile(filepath.Join(full, "backup/x/y"), nil, 0o600)); err != nil {
 		t.Fatal(err)
