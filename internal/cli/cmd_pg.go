@@ -160,7 +160,7 @@ func (r *root) pgBackup() *cobra.Command {
 	f.timeout(c)
 	fl := c.Flags()
 	fl.StringVar(&f.typ, "type", "full", "full, diff (changes since the last full) or incr (changes since the last backup)")
-	fl.StringVar(&f.compressType, "compress-type", "zst", "none, gz, lz4 or zst")
+	fl.StringVar(&f.compressType, "compress-type", "zst", "none, gz, lz4, zst or bz2")
 	fl.IntVar(&f.compressLevel, "compress-level", 0, "level of the compression (default: the type's)")
 	fl.IntVar(&f.processMax, "process-max", runtime.NumCPU(), "workers")
 	fl.BoolVar(&f.fast, "start-fast", false, "begin with an immediate checkpoint")

@@ -47,9 +47,6 @@ func (p *BackupPlan) settle(ctx context.Context, bi *repo.BackupInfo, warn func(
 		return fmt.Errorf("load the manifest of backup %s, which this %s backup builds on: %w; make a full backup, and run: holdfast pg verify --stanza=%s --set=%s",
 			line.Label, p.Type, err, p.Stanza, line.Label)
 	}
-	if prior.Options.CompressType == repo.BZ2 {
-		return fmt.Errorf("backup %s is compressed with bz2, which can only be read here, and a set has one compression: make a full backup, it will have %s", line.Label, p.Compress)
-	}
 	p.Prior, p.PriorVersion, p.prior = line.Label, line.BackrestVersion, prior
 	if was := prior.Options.CompressType; was != p.Compress {
 		warn("compression stays %s as in backup %s: a backup set has one compression type; %s takes effect with the next full backup", was, prior.Label, p.Compress)

@@ -408,19 +408,24 @@ func TestCancelledBackup(t *testing.T) {
 	r.holds(m, made[0].Label)
 }
 
-// TestSetOfBzip2: a set that the original compressed with bz2 can't be continued, which is said before anything is copied.
+// TestSetOfBzip2: a set in bz2 goes on in bz2, whatever is asked for, with and without blocks.
 func TestSetOfBzip2(t *testing.T) {
 	r, m := newStore(t)
-	full, man := r.mustBackup(m, engine.BackupOptions{Compress: repo.None})
-	man.Options.CompressType = repo.BZ2
-	bi, err := repo.LoadBackupInfo(t.Context(), m, "demo", r.pass)
-	must(t, err)
-	must(t, repo.PublishManifest(t.Context(), m, "demo", man, bi.CipherPass))
-	o := engine.BackupOptions{Type: repo.Incr, Conn: r.server.conn(), DataDir: r.server.dir, Compress: repo.ZST}
-	if _, err := r.stanza(m).PlanBackup(t.Context(), o); err == nil || !strings.Contains(err.Error(), "bz2") || !strings.Contains(err.Error(), string(full.Label)) || !strings.Contains(err.Error(), "full backup") {
-		t.Errorf("error: %v", err)
+	r.touch("base/16384/2000", scribble(1, 300_000), 20*time.Hour)
+	r.mustBackup(m, engine.BackupOptions{Compress: repo.BZ2, Level: 9, Bundle: true, Block: true})
+	big := []byte(scribble(1, 300_000))
+	copy(big[100_000:], "one page of it")
+	r.touch("base/16384/2000", string(big), 10*time.Hour)
+	r.touch("base/16384/2001", scribble(2, 3_000_000), 10*time.Hour)
+	res, im := r.mustBackup(m, engine.BackupOptions{Type: repo.Incr, Compress: repo.ZST, Level: 3, Bundle: true, Block: true})
+	if im.Options.CompressType != repo.BZ2 || im.Options.CompressLevel != 9 {
+		t.Errorf("the incr has %+v", im.Options)
 	}
-	r.mustBackup(m, engine.BackupOptions{})
+	if f := im.File("pg_data/base/16384/2000"); f.BlockMapSize == 0 || f.RepoSize > 50_000 {
+		t.Errorf("the changed file: %+v", f)
+	}
+	r.holds(m, res.Label)
+	must(t, r.verified(m))
 }
 
 // TestBlockCollision: a changed block has the short checksum of the old one by chance. The SHA-1 of the file tells, and all of

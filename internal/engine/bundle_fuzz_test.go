@@ -19,7 +19,7 @@ func FuzzBundle(f *testing.F) {
 		files map[string]string
 	}
 	var shelves []kept
-	for _, compress := range []repo.CompressType{repo.None, repo.GZ, repo.LZ4, repo.ZST} {
+	for _, compress := range []repo.CompressType{repo.None, repo.GZ, repo.LZ4, repo.ZST, repo.BZ2} {
 		for _, pass := range []repo.Secret{"", "secret"} {
 			for _, block := range []int64{0, 8192} {
 				s := newShelf(f, pass)

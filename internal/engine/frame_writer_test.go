@@ -13,7 +13,7 @@ import (
 // TestLargeFilesInFrames: a file that is compressed in frames at the same time is stored as one stream that restores and
 // verifies, with every type, encrypted and not; a failing store fails the backup.
 func TestLargeFilesInFrames(t *testing.T) {
-	for _, c := range []repo.CompressType{repo.None, repo.GZ, repo.LZ4, repo.ZST} {
+	for _, c := range []repo.CompressType{repo.None, repo.GZ, repo.LZ4, repo.ZST, repo.BZ2} {
 		for _, pass := range []repo.Secret{"", "frames"} {
 			t.Run(string(c)+"-"+string(pass), func(t *testing.T) {
 				r := newRig(t, 15)

