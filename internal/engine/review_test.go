@@ -486,7 +486,7 @@ func (l *listed) List(ctx context.Context, dir string, o storage.ListOptions) it
 			}
 		}
 		if dir == l.dir && l.after != nil {
-			if l.seen++; l.seen == 3 { // the plan and Run reconcile first; then it is looked through for unfinished ones
+			if l.seen++; l.seen == 2 { // the plan looks at it, and Run, which takes it for unfinished
 				l.after()
 				l.after = nil
 			}

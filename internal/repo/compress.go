@@ -380,6 +380,15 @@ func (z zstReader) release() {
 
 type bz2Reader struct{ io.Reader }
 
+// Read gives no bytes beside an error: the library reads zeros behind a cut, and gives what these decode to.
+func (b bz2Reader) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	if err != nil && err != io.EOF {
+		n = 0
+	}
+	return n, err
+}
+
 func (bz2Reader) release() {}
 
 // unexpected turns an end of file into an unexpected one.
