@@ -77,10 +77,9 @@ func (w *world) measureBucket(ctx context.Context, ca *stores.CA, objects, port 
 	}
 	kind := w.set.types[0]
 	for round := range w.set.rounds {
-		for _, t := range order(round, w.ours, w.theirs) {
+		for _, t := range order(round, w.s3Tools()...) {
 			t.repo += "-s3" // a local directory of that name stays empty
 			t.common = append([]string{"--config=" + conf}, t.common[1:]...)
-			t.backup = []string{"--repo1-bundle"}
 			bucket := filepath.Join(objects, s3Bucket)
 			t.kept = bucket
 			if err := os.RemoveAll(bucket); err != nil {
@@ -95,6 +94,21 @@ func (w *world) measureBucket(ctx context.Context, ca *stores.CA, objects, port 
 		}
 	}
 	return nil
+}
+
+// s3Tools are the tools with bundles, and if asked for without.
+func (w *world) s3Tools() []tool {
+	var list []tool
+	for _, t := range []tool{w.ours, w.theirs} {
+		bundled := t
+		bundled.backup = []string{"--repo1-bundle"}
+		list = append(list, bundled)
+		if w.set.plain {
+			t.name += " plain"
+			list = append(list, t)
+		}
+	}
+	return list
 }
 
 // startS3 starts the server on a free port.
