@@ -116,7 +116,7 @@ func (w *fileWork) run(ctx context.Context) (gone bool, err error) {
 		}
 	}
 	size, sum := w.blockSize(w.f, w.prior)
-	if w.compare && (size == 0 || w.prior.BlockMapSize == 0 || w.prior.BlockSize != size) { // else its blocks are compared as they are read
+	if w.compare && (size == 0 || w.prior.BlockMapSize == 0 || w.prior.BlockSize != size || w.prior.BlockSumSize != sum) { // else its blocks are compared as they are read
 		same, err := w.unchanged(ctx)
 		if err != nil || same {
 			return false, err
@@ -248,7 +248,7 @@ const emptySHA1 = "da39a3ee5e6b4b0d3255bfef95601890afd80709"
 
 // storeBlocks stores what changed of a file since the prior backup, block by block. Nothing changed: a reference.
 func (w *fileWork) storeBlocks(ctx context.Context, size int64, sum int) error {
-	old, err := w.priorMap(ctx, w.prior, size)
+	old, err := w.priorMap(ctx, w.prior, size, sum)
 	if err != nil {
 		return err
 	}

@@ -172,9 +172,10 @@ func (r *backupRun) blockSize(f *repo.File, was *repo.File) (size int64, sum int
 	return r.o.BlockSizes.of(f.Size, time.Duration(r.m.TimeStart-f.Timestamp)*time.Second)
 }
 
-// priorMap loads the block map of a file in the prior backup; nil when it has none or the blocks are of another size.
-func (r *backupRun) priorMap(ctx context.Context, was *repo.File, size int64) (*repo.BlockMap, error) {
-	if was == nil || was.BlockMapSize == 0 || was.BlockSize != size {
+// priorMap loads the block map of a file in the prior backup; nil when it has none, or the blocks or their
+// checksums are of another size.
+func (r *backupRun) priorMap(ctx context.Context, was *repo.File, size int64, sum int) (*repo.BlockMap, error) {
+	if was == nil || was.BlockMapSize == 0 || was.BlockSize != size || was.BlockSumSize != sum {
 		return nil, nil
 	}
 	object, offset, length, spec := r.prior.Object(r.s.o.Stanza, was)

@@ -155,6 +155,29 @@ func TestEqualWithoutMap(t *testing.T) {
 	}
 }
 
+// TestOtherBlockChecksums: a file smaller than its blocks does not keep their sizes for the set, so that in the next backup it
+// can have blocks of the same size with checksums of another: it is stored as a whole, in new blocks.
+func TestOtherBlockChecksums(t *testing.T) {
+	r := newRig(t, 15)
+	m := storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	const file = "base/16384/2000"
+	r.touch(file, scribble(1, 24_000), 20*time.Hour)
+	o := engine.BackupOptions{Bundle: true, Block: true, BlockSizes: engine.BlockSizes{Files: []engine.BlockStep{{From: 8192, Value: 32 << 10}}, Checksums: []engine.BlockStep{{From: 8192, Value: 6}}}}
+	r.mustBackup(m, o)
+	for i, size := range []int{24_000, 30_000, 70_000, 24_000} {
+		r.touch(file, scribble(uint64(2+i), size), time.Duration(10-i)*time.Hour)
+		o.Type = repo.Incr
+		o.BlockSizes.Checksums = []engine.BlockStep{{From: 8192, Value: int64(7 + i)}}
+		res, im := r.mustBackup(m, o)
+		if f := im.File("pg_data/" + file); f.Reference != "" || f.BlockMapSize == 0 {
+			t.Errorf("%s is not stored in blocks: %+v", f.Name, f)
+		}
+		r.holds(m, res.Label)
+	}
+	must(t, r.verified(m))
+}
+
 // TestDeltaByItself: where time stamps can't be trusted contents are compared, and the operator is told.
 func TestDeltaByItself(t *testing.T) {
 	file := "base/16384/2000"
