@@ -14,6 +14,7 @@ import (
 	"io"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -180,7 +181,7 @@ func Parse(b []byte) (*Kit, error) {
 }
 
 // ids are names of parameters, sets and files in a kit: they are shown, and become parts of paths.
-var ids = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z._-]{0,254}$`)
+var ids = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z._-]{0,254}$`) }) // when first used: each start of the program pays for what is made before
 
 // check holds a document to its bounds and its names to what they may be.
 func (w *wire) check() error {
@@ -189,25 +190,25 @@ func (w *wire) check() error {
 		return errors.New("it lists more than any instance has")
 	case len(w.Key) != 0 && len(w.Key) != KeySize:
 		return fmt.Errorf("its key has %d bytes, not %d", len(w.Key), KeySize)
-	case !ids.MatchString(w.Set):
+	case !ids().MatchString(w.Set):
 		return errors.New("it names no set")
 	}
 	for name := range w.Parameters {
-		if !ids.MatchString(name) {
+		if !ids().MatchString(name) {
 			return errors.New("a parameter has a name that none can have")
 		}
 	}
 	for _, f := range w.Files {
-		if !ids.MatchString(f.Parameter) || f.Mode&^0o777 != 0 || len(f.Data) > MaxFile {
+		if !ids().MatchString(f.Parameter) || f.Mode&^0o777 != 0 || len(f.Data) > MaxFile {
 			return errors.New("a file has a name, mode or size that none can have")
 		}
 	}
 	for _, s := range w.Sets {
-		if !ids.MatchString(s.ID) || s.Size < 0 {
+		if !ids().MatchString(s.ID) || s.Size < 0 {
 			return errors.New("a set has a name or size that none can have")
 		}
 		for _, t := range s.Tarballs {
-			if !ids.MatchString(t) {
+			if !ids().MatchString(t) {
 				return errors.New("a tarball has a name that none can have")
 			}
 		}

@@ -42,6 +42,7 @@ func Azure(t testing.TB) *AzureServer {
 		"--cert", ca.Cert, "--key", ca.Key, "--inMemoryPersistence", "--skipApiVersionCheck", "--disableTelemetry", "--silent")
 	cmd.Dir = t.TempDir()
 	s.log = start(t, cmd, answersHTTPS(s.Address(), ca.File)).log
+	alsoIPv6(t, s.Port)
 	c := s.client(t)
 	if _, err := c.Create(context.Background(), nil); err != nil {
 		t.Fatal(err)

@@ -46,6 +46,7 @@ func GCS(t testing.TB) *Server {
 	front := NewFront(t, s)
 	q := &questions{has: map[string]int64{}}
 	front.before, front.after = q.before, q.after
+	alsoIPv6(t, front.Port)
 	return &Server{Port: front.Port, CAFile: front.CAFile, log: s.log}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -118,4 +119,42 @@ func listening(ctx context.Context, port int) error {
 		return err
 	}
 	return c.Close()
+}
+
+// alsoIPv6 has what listens at 127.0.0.1 answer at ::1, too, until the test ends: on Debian localhost is both, and pgbackrest
+// 2.45 asks the first of them alone. A machine without IPv6 has only one.
+func alsoIPv6(t testing.TB, port int) {
+	t.Helper()
+	l, err := net.Listen("tcp6", net.JoinHostPort("::1", strconv.Itoa(port)))
+	if err != nil {
+		return
+	}
+	t.Cleanup(func() { _ = l.Close() }) // it is only heard, nothing is lost
+	go func() {
+		for {
+			from, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go passOn(from, port)
+		}
+	}()
+}
+
+// passOn copies both ways until one side ends.
+func passOn(from net.Conn, port int) {
+	defer from.Close()
+	to, err := net.Dial("tcp4", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err != nil {
+		return
+	}
+	defer to.Close()
+	ended := make(chan struct{}, 2)
+	for _, way := range [][2]net.Conn{{from, to}, {to, from}} {
+		go func() {
+			_, _ = io.Copy(way[0], way[1]) // a broken connection is what the client sees
+			ended <- struct{}{}
+		}()
+	}
+	<-ended
 }

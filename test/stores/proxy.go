@@ -76,6 +76,7 @@ func (s *S3) NewProxy(t testing.TB) *Proxy {
 		// The way behind the proxy is not what is tested: any certificate will do.
 		back: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableCompression: true, MaxIdleConnsPerHost: 64}}
 	p.Endpoint = "localhost:" + strconv.Itoa(p.Port)
+	alsoIPv6(t, p.Port)
 	front := &http.Server{Handler: http.HandlerFunc(p.serve), TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){}}
 	done := make(chan struct{})
 	go func() {

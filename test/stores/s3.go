@@ -43,6 +43,7 @@ func StartS3(t testing.TB, kind string) *S3 {
 	var last error
 	for range 3 { // a port found free may be taken before the server has it
 		if last = s.start(t, name); last == nil {
+			alsoIPv6(t, s.Port)
 			return s
 		}
 	}
