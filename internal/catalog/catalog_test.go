@@ -37,7 +37,7 @@ func full(id string) *Set {
 			Skew:     Skew{interval, 1000}},
 		Copy: &Copy{Store: "s3://bucket/path", At: noon, Postgres: true, Tarballs: true, WAL: []CopiedWAL{{"main", "000000020000000000000009"}},
 			LastSet: "202611231200_10-0-0-1", Error: "e"},
-		Kit: &Kit{Path: "/b/k.age", Size: 30, SHA256: "01"},
+		Kit:        &Kit{Path: "/b/k.age", Size: 30, SHA256: "01"},
 		PostScript: &PostScript{Program: "/p", Ran: interval, Code: 1, Error: "e"},
 		Warnings:   []string{"w"}, Verdicts: []Verdict{{At: noon, Check: "verify", OK: true, Findings: []string{"f"}}},
 	}

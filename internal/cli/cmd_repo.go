@@ -64,7 +64,7 @@ func (p *place) settings(env *Env, stanza string) (*backrestRun, error) {
 		option("path", dir)
 	}
 	if p.asOf != "" {
-		option("target-time", p.asOf)
+		words = append(words, "--repo-target-time="+p.asOf)
 	}
 	run, err := settings(env, append(words, "--stanza="+stanza, fmt.Sprintf("--repo=%d", key), "info"), env.Environ())
 	if err != nil {

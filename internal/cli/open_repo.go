@@ -205,7 +205,7 @@ func (f *stanzaFlags) repoFlags(fl *pflag.FlagSet) {
 		}
 		fl.Var(&repoFlag{f: f, name: word}, "repo1-"+h.name, h.help)
 	}
-	fl.Var(&repoFlag{f: f, name: "repo1-target-time"}, "as-of", "the same as --repo1-target-time")
+	fl.Var(&repoFlag{f: f, name: "repo-target-time"}, "as-of", "the same as --repo1-target-time")
 }
 
 // plain says that the repository is the directory of --repo1-path, with nothing else said about it.

@@ -88,7 +88,9 @@ func openStore(env *Env, w *wired, sub string, owner *durable.Owner) (storage.St
 		base = v.String(conf.KeySFTPPath)
 	}
 	words := []string{"--no-config", "--stanza=all", "--repo=1", "--repo1-type=" + kind, "--repo1-path=" + path.Join("/", base, v.String(conf.KeyRedundancyPrefix), sub)}
-	words = append(words, spell(word{"target-time", w.asOf})...)
+	if w.asOf != "" {
+		words = append(words, "--repo-target-time="+w.asOf)
+	}
 	more, environ, err := storeKinds[kind].words(w)
 	if err != nil {
 		return nil, err
