@@ -124,6 +124,14 @@ func (p *RestorePlan) history(ctx context.Context, ai *repo.ArchiveInfo, object 
 	return entries, nil
 }
 
+// signalsNone: the program that made a backup is no pgbackrest that leaves recovery.signal out of a restore without recovery,
+// as it does from 2.47 on.
+func signalsNone(version string) bool {
+	var major, minor int
+	n, _ := fmt.Sscanf(version, "%d.%d", &major, &minor) // anything else is another program
+	return n < 2 || major < 2 || major == 2 && minor < 47
+}
+
 // writeRecovery writes the recovery settings of PostgreSQL 12 and later: postgresql.auto.conf and a signal file (format
 // page, section 16.7; PostgreSQL manual, "Archive Recovery").
 func (p *RestorePlan) writeRecovery(own *restoreOwners) error {
@@ -141,7 +149,7 @@ func (p *RestorePlan) writeRecovery(own *restoreOwners) error {
 		}
 	}
 	switch {
-	case p.Type == TargetNone && !(p.o.NoneRecovers && p.m.Options.Online):
+	case p.Type == TargetNone && !(p.o.NoneRecovers && p.m.Options.Online && signalsNone(p.m.BackrestVersion)):
 		return nil
 	case p.Type == TargetStandby:
 		return p.replace(own, "pg_data/standby.signal", "")

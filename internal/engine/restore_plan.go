@@ -49,7 +49,7 @@ type RestoreOptions struct {
 	LinkAll          bool
 	LinkMap          map[string]string // path below the data directory → destination
 
-	NoneRecovers bool // with TargetNone, of an online backup: recovery.signal all the same, for recovery settings of the cluster's own
+	NoneRecovers bool // with TargetNone, of an online backup that no pgbackrest from 2.47 on made: recovery.signal all the same, for recovery settings of the cluster's own
 
 	Delta bool // keep what is in DataDir where it matches, remove what does not belong
 	Force bool // overwrite what is in DataDir; with Delta: trust size and time stamp instead of checksums

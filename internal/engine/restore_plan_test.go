@@ -336,6 +336,24 @@ func TestRestoreSettings(t *testing.T) {
 	}
 }
 
+// TestRestoreNone: without recovery there is no recovery.signal, but for who asks for what pgbackrest before 2.47 did; a backup
+// that a later one made is restored as that does it.
+func TestRestoreNone(t *testing.T) {
+	for version, want := range map[string]bool{"2.45": true, "2.46": true, "2.46.1": true, "2.47": false, "2.59.1": false, "2.60.0dev": false, "3.0": false, "Holdfast 0.1.0": true} {
+		for _, recovers := range []bool{true, false} {
+			s := newShelf(t, "")
+			s.version = version
+			s.backup(repo.Full, day, s.cluster())
+			o := engine.RestoreOptions{DataDir: filepath.Join(scratch(t), "data"), Type: engine.TargetNone, NoneRecovers: recovers}
+			_, _, err := s.restore(t.Context(), s.st, o)
+			must(t, err)
+			if _, err := os.Stat(filepath.Join(o.DataDir, "recovery.signal")); (err == nil) != (want && recovers) {
+				t.Errorf("backup by %s, asked for %t: %v", version, recovers, err)
+			}
+		}
+	}
+}
+
 // TestRestoreContradictions: options that contradict each other or PostgreSQL are refused by name.
 func TestRestoreContradictions(t *testing.T) {
 	s := newShelf(t, "")

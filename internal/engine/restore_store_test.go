@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha1"
 	"encoding/hex"
@@ -33,6 +34,7 @@ type shelf struct {
 	superMax int64
 
 	owner     string // of everything
+	version   string // of the program that made the backups; empty: none of pgbackrest
 	offline   bool   // backups of a stopped cluster
 	system    uint64
 	control   string
@@ -96,7 +98,7 @@ func filler(seed uint64, n int) string {
 // backup stores files as one more backup, a reference for what did not change, and returns its label.
 func (s *shelf) backup(typ repo.BackupType, at time.Time, files map[string]string) repo.Label {
 	s.t.Helper()
-	m := &repo.Manifest{BackrestVersion: "test", Type: typ, TimeStart: at.Unix(), TimeCopyStart: at.Unix() + 1, TimeStop: at.Unix() + 2,
+	m := &repo.Manifest{BackrestVersion: cmp.Or(s.version, "test"), Type: typ, TimeStart: at.Unix(), TimeCopyStart: at.Unix() + 1, TimeStop: at.Unix() + 2,
 		ArchiveStart: "000000010000000000000002", ArchiveStop: "000000010000000000000002", LSNStart: "0/2000028", LSNStop: "0/2000100",
 		BlockIncr: s.block > 0, Bundle: s.bundle, DB: s.info.History[0], Targets: s.targets, Links: s.links, Databases: s.databases,
 		FileDefault: repo.Owner{User: s.owner, Group: s.owner, Mode: 0o600}, PathDefault: repo.Owner{User: s.owner, Group: s.owner, Mode: 0o700},

@@ -146,7 +146,7 @@ func sameInfo(t *testing.T, s *engine.Stanza, want string) (labels []repo.Label)
 func restoreFixture(t *testing.T, s *engine.Stanza, o engine.RestoreOptions, expected string) *engine.RestoreResult {
 	t.Helper()
 	spaces := o.DataDir + "-spaces"
-	o.TablespaceMapAll, o.Type, o.ProcessMax = spaces, engine.TargetNone, 2
+	o.TablespaceMapAll, o.Type, o.NoneRecovers, o.ProcessMax = spaces, engine.TargetNone, true, 2
 	plan, err := s.PlanRestore(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -155,8 +155,7 @@ func restoreFixture(t *testing.T, s *engine.Stanza, o engine.RestoreOptions, exp
 	if err != nil {
 		t.Fatal(err)
 	}
-	// recovery.signal: pgbackrest leaves an empty one. pg_control: ours has an unusable checkpoint on purpose, which 2.45 did
-	// not yet do.
+	// pg_control: ours has an unusable checkpoint on purpose, which 2.45 did not yet do.
 	f, err := os.Open(expected)
 	if err != nil {
 		t.Fatal(err)
@@ -170,9 +169,7 @@ func restoreFixture(t *testing.T, s *engine.Stanza, o engine.RestoreOptions, exp
 		if rest, ok := strings.CutPrefix(name, "TS/"); ok {
 			file = filepath.Join(spaces, rest)
 		}
-		if name != "recovery.signal" {
-			want[file] = sum
-		}
+		want[file] = sum
 	}
 	if len(want) < 500 {
 		t.Errorf("%s: only %d files expected", o.Set, len(want))
