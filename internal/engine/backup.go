@@ -307,6 +307,7 @@ type backupRun struct {
 	compareResumed bool // nor are those of the interrupted run
 	rate           *rate
 	start          pg.BackupStarted
+	started        time.Time // by our clock
 	tli            uint32
 	saved          saved // the manifest of the unfinished backup
 	res            BackupResult
@@ -332,6 +333,7 @@ func (p *BackupPlan) run(ctx context.Context) (*BackupResult, error) {
 	if err := r.publish(ctx); err != nil {
 		return nil, err
 	}
+	r.letLabelPass(ctx)
 	r.res.Duration = p.s.o.Now().Sub(r.began)
 	return &r.res, nil
 }
@@ -379,6 +381,7 @@ func (r *backupRun) copyOnline(ctx context.Context) (err error) {
 // end, changes pg_control.
 func (r *backupRun) copyOffline(ctx context.Context) error {
 	r.start.Time = r.s.o.Now()
+	r.started = r.start.Time
 	_, before, err := pg.ReadControlAs(ctx, r.o.DataDir, r.s.o.PGVersion)
 	if err != nil {
 		return err
@@ -502,6 +505,7 @@ func (r *backupRun) begin(ctx context.Context) ([]todo, error) {
 	if r.start, err = r.conn.BackupStart(ctx, label, r.o.Fast); err != nil {
 		return nil, err
 	}
+	r.started = s.o.Now()
 	s.step("backup", "started", fmt.Sprintf("%s, lsn = %s", r.start.Segment, r.start.LSN))
 	if r.standby != nil {
 		s.step("backup", "standby", r.o.StandbyDataDir)
@@ -584,6 +588,17 @@ func (r *backupRun) name() error {
 	}
 	r.m.References = append(r.m.References, r.m.Label)
 	return nil
+}
+
+// labelWait bounds how long a backup waits for the second in its label. A label further ahead is one of a clock that was put back.
+const labelWait = 3 * time.Second
+
+// letLabelPass waits, after backups in quick succession, until the second in the label has begun. The original shifts the label of
+// its own next backup by one second and refuses it when that is not enough. A context that ends ends the wait: the backup is complete.
+func (r *backupRun) letLabelPass(ctx context.Context) {
+	if ahead := r.m.Label.Ahead(r.start.Time.In(r.s.o.Local)); ahead <= labelWait {
+		_ = sleepUntil(ctx, r.s.o.Now, r.started.Add(ahead), labelWait)
+	}
 }
 
 // ensureHistory puts the history file of the current timeline into the archive if it is not there. PostgreSQL hands it to

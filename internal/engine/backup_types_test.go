@@ -358,6 +358,23 @@ func TestOffline(t *testing.T) {
 	}
 }
 
+// TestLabelsKeepUp: backups in quick succession have labels of seconds that have begun, or the original, which shifts its own label
+// by one second at most, would refuse the next one.
+func TestLabelsKeepUp(t *testing.T) {
+	r := newRig(t, 15)
+	m := storage.NewMem(nil)
+	must(t, r.create(t.Context(), m))
+	for i, typ := range []repo.BackupType{repo.Full, repo.Incr, repo.Incr, repo.Diff} {
+		plan, err := r.stanza(m).PlanBackup(t.Context(), engine.BackupOptions{DataDir: r.server.dir, Offline: true, Type: typ, Compress: repo.LZ4, Level: 1})
+		must(t, err)
+		res, err := plan.Run(t.Context())
+		must(t, err)
+		if now := time.Now().UTC().Format("20060102-150405"); string(res.Label[len(res.Label)-len(now)-1:len(res.Label)-1]) > now {
+			t.Errorf("backup %d is %s, and it is %s", i, res.Label, now)
+		}
+	}
+}
+
 func TestHardlink(t *testing.T) {
 	r := newRig(t, 15)
 	dir := filepath.Join(scratch(t), "repo")

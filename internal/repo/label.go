@@ -98,6 +98,17 @@ func (l Label) lastStamp() string {
 	return stamp
 }
 
+// Ahead says how far the start that l names lies after t, in t's own location; 0 when it does not. It calculates on the digits, as
+// NewLabel does. l is a label that ParseLabel accepts.
+func (l Label) Ahead(t time.Time) time.Duration {
+	was, err1 := time.Parse(stampLayout, l.lastStamp())
+	now, err2 := time.Parse(stampLayout, t.Format(stampLayout))
+	if err1 != nil || err2 != nil || !was.After(now) {
+		return 0
+	}
+	return was.Sub(now) - time.Duration(t.Nanosecond())
+}
+
 // NewLabel makes the label of a backup started at t, rendered in t's own location: the caller passes local time, as the
 // original does. full is the root of the set for a diff or incr and "" for a full.
 //
