@@ -19,7 +19,8 @@ const kitSuffix = "_recovery_kit.age"
 // KitOptions is the recovery kit that each run writes.
 type KitOptions struct {
 	// Seal makes the encrypted kit of a run. sets are the complete ones of the catalogue, oldest first, the run's own among them.
-	Seal func(ctx context.Context, run *catalog.Set, sets []*catalog.Set) ([]byte, error)
+	// lacks says, for an operator, what the kit does not hold that it should.
+	Seal func(ctx context.Context, run *catalog.Set, sets []*catalog.Set) (sealed []byte, lacks []string, err error)
 }
 
 // writeKit writes the recovery kit of a complete set, whole and for its owner only, or not at all. That it could not is a warning:
@@ -39,9 +40,12 @@ func (a *App) makeKit(ctx context.Context, set *catalog.Set) error {
 	if err != nil {
 		return err
 	}
-	sealed, err := a.o.Kit.Seal(ctx, set, complete(all))
+	sealed, lacks, err := a.o.Kit.Seal(ctx, set, complete(all))
 	if err != nil {
 		return err
+	}
+	for _, l := range lacks {
+		a.warn("the recovery kit of set %s lacks %s", set.ID, l)
 	}
 	if err := ctx.Err(); err != nil {
 		return err

@@ -18,13 +18,13 @@ import (
 func TestKit(t *testing.T) {
 	w := newWorld(t)
 	fail := error(nil)
-	var saw []string
-	w.o.Kit = &KitOptions{Seal: func(_ context.Context, run *catalog.Set, sets []*catalog.Set) ([]byte, error) {
+	var saw, lacks []string
+	w.o.Kit = &KitOptions{Seal: func(_ context.Context, run *catalog.Set, sets []*catalog.Set) ([]byte, []string, error) {
 		saw = nil
 		for _, s := range sets {
 			saw = append(saw, s.ID)
 		}
-		return []byte("sealed for " + run.ID), fail
+		return []byte("sealed for " + run.ID), lacks, fail
 	}}
 	if err := errors.Join(os.MkdirAll(w.o.DumpDir, 0o755), os.WriteFile(filepath.Join(w.o.DumpDir, hiddenPrefix+"202001010000_1-0"+kitSuffix), []byte("half"), 0o600)); err != nil {
 		t.Fatal(err)
@@ -47,6 +47,12 @@ func TestKit(t *testing.T) {
 	if err != nil || second.State != catalog.Complete || second.Kit != nil || len(w.warned) != 1 || !strings.Contains(w.warned[0], "no key for it") || len(saw) != 2 || saw[1] != second.ID {
 		t.Errorf("%v %+v %q %v", err, second.Kit, w.warned, saw)
 	}
+	fail, lacks, w.warned = nil, []string{"a certificate"}, nil
+	if third, err := w.app().BackupAll(t.Context()); err != nil || third.Kit == nil || len(w.warned) != 1 || !strings.Contains(w.warned[0], third.ID+" lacks a certificate") {
+		t.Errorf("%v %+v %q", err, third.Kit, w.warned)
+	} else if err := os.Remove(third.Kit.Path); err != nil {
+		t.Error(err)
+	}
 	plan, err := w.app().PlanDeleteSet(t.Context(), first.ID, false)
 	if err == nil {
 		err = plan.Run(t.Context())
@@ -60,9 +66,9 @@ func TestKit(t *testing.T) {
 func TestKitCancelled(t *testing.T) {
 	w := newWorld(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	w.o.Kit = &KitOptions{Seal: func(context.Context, *catalog.Set, []*catalog.Set) ([]byte, error) {
+	w.o.Kit = &KitOptions{Seal: func(context.Context, *catalog.Set, []*catalog.Set) ([]byte, []string, error) {
 		cancel()
-		return []byte("sealed"), nil
+		return []byte("sealed"), nil, nil
 	}}
 	set, err := w.app().BackupAll(ctx)
 	if !errors.Is(err, context.Canceled) || set.State != catalog.Complete || set.Kit != nil {

@@ -50,11 +50,11 @@ func TestTarballCopies(t *testing.T) {
 	for _, pass := range []repo.Secret{"", "sesame"} {
 		w := newWorld(t)
 		w.o.RepoPass = pass
-		w.o.Kit = &KitOptions{Seal: func(_ context.Context, run *catalog.Set, sets []*catalog.Set) ([]byte, error) {
+		w.o.Kit = &KitOptions{Seal: func(_ context.Context, run *catalog.Set, sets []*catalog.Set) ([]byte, []string, error) {
 			if len(sets) != 1 || sets[0].ID != run.ID {
 				t.Errorf("the kit of %s lists %d sets", run.ID, len(sets))
 			}
-			return []byte("sealed"), nil
+			return []byte("sealed"), nil, nil
 		}}
 		base := w.backup()
 		set := w.only()

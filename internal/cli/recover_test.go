@@ -286,3 +286,25 @@ func TestRecoverMoved(t *testing.T) {
 		t.Error("nothing is a line")
 	}
 }
+
+// TestKitLacks: a file that a parameter names and that is not there is named, and the kit holds everything else.
+func TestKitLacks(t *testing.T) {
+	r := newRig(t)
+	there := filepath.Join(r.root, "etc/there.pem")
+	if err := os.WriteFile(there, []byte("PEM"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.run("alation_conf", "eventbus.security.ca_file", "-s", "/etc/gone.pem", "pgsql.pgbackrest.redundancy.s3.ca_file", "-s", "/etc/there.pem").has(t, exitOK)
+	env, _, _ := bareEnv(strings.NewReader(""), "holdfast")
+	w, err := openAppAt(env, r.root, newListener(env, true, nil), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, lacks, err := w.kit(env, nil, &catalog.Set{ID: "202611231200_10-0-0-1"}, nil)
+	if err != nil || len(lacks) != 1 || !strings.Contains(lacks[0], "eventbus.security.ca_file") || !strings.Contains(lacks[0], "gone.pem") {
+		t.Fatalf("%v %q", err, lacks)
+	}
+	if len(k.Files) != 1 || string(k.Files[0].Data) != "PEM" || k.Parameters["eventbus.security.ca_file"] != "/etc/gone.pem" {
+		t.Errorf("%d files, parameters %d", len(k.Files), len(k.Parameters))
+	}
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,31 +25,33 @@ func wireKit(env *Env, w *wired, o *action.Options) error {
 		return nil
 	}
 	store := o.Store
-	o.Kit = &action.KitOptions{Seal: func(_ context.Context, run *catalog.Set, sets []*catalog.Set) ([]byte, error) {
-		k, err := w.kit(env, store, run, sets)
+	o.Kit = &action.KitOptions{Seal: func(_ context.Context, run *catalog.Set, sets []*catalog.Set) ([]byte, []string, error) {
+		k, lacks, err := w.kit(env, store, run, sets)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		doc, err := k.Encode()
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		return kit.Seal(doc, lock)
+		sealed, err := kit.Seal(doc, lock)
+		return sealed, lacks, err
 	}}
 	return nil
 }
 
-// kit gathers what a bare machine needs.
-func (w *wired) kit(env *Env, store *action.StoreOptions, run *catalog.Set, sets []*catalog.Set) (*kit.Kit, error) {
+// kit gathers what a bare machine needs. A file that a parameter names and that can't be read is left out and named in lacks: the
+// parameter may be of a storage that is not used, and a kit without a certificate is better than none.
+func (w *wired) kit(env *Env, store *action.StoreOptions, run *catalog.Set, sets []*catalog.Set) (k *kit.Kit, lacks []string, err error) {
 	version, err := w.in.Version()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	k := &kit.Kit{Made: env.Now().UTC(), Program: programVersion(), Host: run.Host, Set: run.ID, Parameters: map[string]kit.Secret{},
+	k = &kit.Kit{Made: env.Now().UTC(), Program: programVersion(), Host: run.Host, Set: run.ID, Parameters: map[string]kit.Secret{},
 		Instance: kit.Instance{Root: w.in.Root(), DataDir: w.in.DataDir(), BackupDir: w.in.BackupDir(), User: w.in.User(), AppVersion: version}}
 	key, err := os.ReadFile(w.in.KeyPath())
 	if err != nil {
-		return nil, fmt.Errorf("key of the parameter store: %w", err)
+		return nil, nil, fmt.Errorf("key of the parameter store: %w", err)
 	}
 	k.Key = kit.Secret(key)
 	for _, p := range conf.Table() {
@@ -59,7 +60,7 @@ func (w *wired) kit(env *Env, store *action.StoreOptions, run *catalog.Set, sets
 		}
 		value, err := w.valueOf(&p)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		k.Parameters[p.Name] = kit.Secret(value)
 		if !carried(&p) || value == "" {
@@ -67,7 +68,8 @@ func (w *wired) kit(env *Env, store *action.StoreOptions, run *catalog.Set, sets
 		}
 		f, err := carry(p.Name, w.resolve(value))
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", p.Name, err)
+			lacks = append(lacks, fmt.Sprintf("the file of %s (%v): mend that, or run: holdfast conf --unset %[1]s", p.Name, err))
+			continue
 		}
 		k.Files = append(k.Files, f)
 	}
@@ -82,7 +84,7 @@ func (w *wired) kit(env *Env, store *action.StoreOptions, run *catalog.Set, sets
 	for _, s := range sets {
 		k.Sets = append(k.Sets, kitSet(s))
 	}
-	return k, nil
+	return k, lacks, nil
 }
 
 // valueOf is the text of a parameter that is set, also of a secret.
@@ -116,23 +118,12 @@ func carried(p *conf.Key) bool {
 
 // carry reads one file for the kit.
 func carry(name, path string) (kit.File, error) {
-	f, err := os.Open(path)
+	info, err := os.Stat(path)
 	if err != nil {
 		return kit.File{}, err
 	}
-	defer f.Close() // opened for reading: nothing to lose
-	info, err := f.Stat()
-	if err != nil {
-		return kit.File{}, err
-	}
-	b, err := io.ReadAll(io.LimitReader(f, kit.MaxFile+1))
-	if err != nil {
-		return kit.File{}, err
-	}
-	if len(b) > kit.MaxFile {
-		return kit.File{}, fmt.Errorf("%s is larger than %d bytes", path, kit.MaxFile)
-	}
-	return kit.File{Parameter: name, Mode: uint32(info.Mode().Perm()), Data: kit.Secret(b)}, nil
+	b, err := readBounded(path, kit.MaxFile)
+	return kit.File{Parameter: name, Mode: uint32(info.Mode().Perm()), Data: kit.Secret(b)}, err
 }
 
 // checkPairs refuses, before they are set, a recipient that is none and a passphrase that is too short: a kit that nobody can open is
