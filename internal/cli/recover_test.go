@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -209,7 +208,7 @@ func TestRecoverForeign(t *testing.T) {
 	if _, how := one.recover(t, dir, "recover:fetch", "--yes"); how == nil {
 		t.Fatal("it did not die")
 	}
-	id, err := age.ParseX25519Identity(string(mustRead(t, two.identity)))
+	id, err := age.ParseX25519Identity(strings.TrimSpace(string(mustRead(t, two.identity))))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +249,7 @@ func mustRead(t *testing.T, name string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return bytes.TrimSpace(b)
+	return b
 }
 
 // TestRecoverMoved: on the host's own paths the disks may be elsewhere, and every parameter that names a place on them follows.
