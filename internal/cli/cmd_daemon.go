@@ -82,7 +82,11 @@ func runDaemon(ctx context.Context, env *Env, in *instance.Instance) error {
 	d, err := newDaemon(env, in, func() error { return n.say("READY=1", "STATUS=see: holdfast schedule show --root "+in.Dir()) })
 	if err == nil {
 		d.say("", fmt.Sprintf("daemon: %s, instance %s, process %d", programVersion(), in.Dir(), os.Getpid()))
+		stopping := context.AfterFunc(ctx, func() { // a run that has to get out of what it does may take longer than the watchdog waits
+			_ = n.say("STOPPING=1", fmt.Sprintf("WATCHDOG_USEC=%d", stopWait.Microseconds())) // said again below, where an error is reported
+		})
 		err = d.live(ctx)
+		stopping()
 		d.complain("stopping", errorText(n.say("STOPPING=1")))
 		d.say("", "daemon: ended")
 	}
@@ -131,6 +135,8 @@ func (r *root) daemonStart() *cobra.Command {
 			case running != nil:
 				_, err = fmt.Fprintf(r.env.Stdout, "the daemon is running: %s\n", running)
 				return err
+			case exists(unitPath(in)) && !unitEnabled(in.UnitName()):
+				return &refusedError{fmt.Sprintf("nothing was started: the daemon is systemd's, and its unit is not enabled: systemctl enable --now %s", in.UnitName())}
 			case exists(unitPath(in)):
 				_, err = fmt.Fprintf(r.env.Stdout, "the daemon is systemd's: systemctl start %s\n", in.UnitName())
 				return err
@@ -260,7 +266,10 @@ func (r *root) signalDaemon(sig unix.Signal) (*instance.Instance, *daemonInfo, e
 	if err != nil {
 		return in, nil, err
 	}
-	if running == nil || running.PID == 0 {
+	if running != nil && running.PID == 0 {
+		return in, nil, fmt.Errorf("a daemon runs, but %s does not say which process: see: fuser %[1]s", daemonLock(in))
+	}
+	if running == nil {
 		_, err := fmt.Fprintln(r.env.Stdout, "no daemon is running")
 		return in, nil, err
 	}
@@ -327,6 +336,11 @@ func (r *root) changeUnit(in *instance.Instance, unit []byte, install bool) erro
 	}
 	if err == nil && !instance.OursMark(have) {
 		return &refusedError{fmt.Sprintf("%s is not Holdfast's: nothing was changed", path)}
+	}
+	for line := range strings.Lines(string(unit)) {
+		if strings.HasPrefix(line, "Description=") && err == nil && !strings.Contains(string(have), line) {
+			return &refusedError{fmt.Sprintf("%s is of another instance, whose root has the same words: nothing was changed; use the init script: %s start", path, filepath.Join(in.Dir(), "etc/init.d/alation"))}
+		}
 	}
 	if !install {
 		if err == nil {

@@ -134,6 +134,8 @@ func (v *scheduleView) bothOrNeither() {
 	case len(v.Cron) > 1:
 		v.Warnings = append(v.Warnings, fmt.Sprintf("cron has %d lines that back this instance up: holdfast schedule cron --install leaves one", len(v.Cron)))
 	case len(v.Cron) > 0:
+	case v.Enabled && v.Daemon == nil && v.Unit != "":
+		v.Warnings = append(v.Warnings, fmt.Sprintf("no backup runs by itself: %s is enabled, but no daemon is running: systemctl status %[1]s", v.Unit))
 	case !v.Enabled:
 		v.Warnings = append(v.Warnings, "no backup runs by itself: snapshot.enabled is False, and cron has no line for it: alation_conf snapshot.enabled -s True, or holdfast schedule cron --install")
 	case !daemon:
@@ -372,6 +374,11 @@ func (r *root) cron(ctx context.Context, install, remove bool) (*cronResult, err
 	entries, line := in.CronEntries(text), res.Line
 	if remove {
 		line = ""
+	}
+	for _, e := range entries {
+		if e.More && !e.Ours {
+			return nil, &refusedError{fmt.Sprintf("line %d of the crontab does more than back this instance up, nothing was changed: take the backup out of it with crontab -e, then run this again: %s", e.Number, e.Text)}
+		}
 	}
 	after := instance.EditCrontab(text, entries, line)
 	for _, e := range entries {

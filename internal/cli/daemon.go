@@ -75,21 +75,35 @@ func (d *daemon) when(job string) (schedule.Spec, error) {
 	return jobSpec(v, job)
 }
 
-// open wires the application anew, with the parameters as they are now, for one run.
-func (d *daemon) open(id string) (*wired, *listener, error) {
+// open wires the application anew, with the parameters as they are now, for one run. The caller calls end when it is over.
+func (d *daemon) open(id string) (w *wired, l *listener, end func(), err error) {
 	env := *d.env
 	env.ExecID, env.Terminal, env.Stdout = id, false, io.Discard
-	l := newListener(&env, false, nil)
-	w, err := openApp(&env, d.in.Dir(), l)
-	return w, l, err
+	var mu sync.Mutex
+	var connections []io.Closer
+	env.Connected = func(c io.Closer) {
+		mu.Lock()
+		defer mu.Unlock()
+		connections = append(connections, c)
+	}
+	l = newListener(&env, false, nil)
+	w, err = openApp(&env, d.in.Dir(), l)
+	return w, l, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, c := range connections {
+			_ = c.Close() // what was written has been acknowledged
+		}
+	}, err
 }
 
 // run does one run of a job.
 func (d *daemon) run(ctx context.Context, job string, r schedule.Run) error {
-	w, l, err := d.open(r.ID)
+	w, l, end, err := d.open(r.ID)
 	if err != nil {
 		return err
 	}
+	defer end()
 	text := ""
 	if job == jobBackup {
 		var set *catalog.Set
@@ -119,10 +133,11 @@ func (d *daemon) run(ctx context.Context, job string, r schedule.Run) error {
 
 // finished settles what a dead run left, and says whether its set is complete all the same.
 func (d *daemon) finished(ctx context.Context, r schedule.Run) (bool, error) {
-	w, l, err := d.open(r.ID)
+	w, l, end, err := d.open(r.ID)
 	if err != nil {
 		return false, err
 	}
+	defer end()
 	_, err = w.app.Settle(ctx)
 	l.done()
 	if errors.Is(err, action.ErrBusy) { // whoever holds the instance does it

@@ -47,6 +47,8 @@ type Env struct {
 	Hangups func() (hangups <-chan struct{}, end func()) // SIGHUP from now on asks for a look instead of ending the process; nil: it does not
 	Crontab string                                       // the host's crontab program; empty: the one on PATH
 
+	Connected func(io.Closer) // told of a connection that lives until it is closed; nil: until the process ends
+
 	Nice  func(priority int) error // sets the process's priority; nil: it stays
 	Umask func(mask int) int       // sets the process's umask and returns the one before; nil: it stays
 }

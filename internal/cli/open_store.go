@@ -78,13 +78,16 @@ func openSFTP(env *Env, c *backrest.Config, key int) (storage.Storage, error) {
 	for i, f := range known {
 		known[i] = inHome(home, strings.TrimSpace(f))
 	}
-	st, err := sftp.New(sftp.Options{
+	st, err := sftp.New(sftp.Options{ // its connections are the program's until it ends, or a daemon's run
 		Host: c.String("repo-sftp-host", key), Port: int(c.Int("repo-sftp-host-port", key)), User: c.String("repo-sftp-host-user", key), Path: c.String("repo-path", key),
 		PrivateKeyFile: inHome(home, c.String("repo-sftp-private-key-file", key)), Passphrase: storage.Secret(c.String("repo-sftp-private-key-passphrase", key)),
 		PublicKeyFile: inHome(home, c.String("repo-sftp-public-key-file", key)), AgentSocket: env.Getenv("SSH_AUTH_SOCK"),
 		HostKeyCheck: c.String("repo-sftp-host-key-check-type", key), KnownHosts: known, HostKeyHash: c.String("repo-sftp-host-key-hash-type", key),
 		Fingerprint: c.String("repo-sftp-host-fingerprint", key), Timeout: c.Duration("io-timeout", 0),
 	})
+	if err == nil && env.Connected != nil {
+		env.Connected(st)
+	}
 	return opened(st, err, key)
 }
 

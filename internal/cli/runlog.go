@@ -1,7 +1,9 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -104,10 +106,12 @@ func (l *runLog) rotate(keep int) (string, error) {
 	if err == nil && info.Mode().IsRegular() && info.Size() > 0 {
 		day := l.path + "." + l.env.Now().UTC().Add(-time.Second).Format("2006-01-02")
 		rotated = day
-		for n := 2; exists(rotated); n++ {
+		for n := 2; ; n++ { // another process may rotate at the same moment: its log is not replaced
+			if err = renameNew(l.path, rotated); !errors.Is(err, fs.ErrExist) {
+				break
+			}
 			rotated = fmt.Sprintf("%s.%d", day, n)
 		}
-		err = os.Rename(l.path, rotated)
 	}
 	if err != nil && !os.IsNotExist(err) {
 		return "", fmt.Errorf("rotate the log: %w", err)
@@ -124,6 +128,18 @@ func (l *runLog) rotate(keep int) (string, error) {
 		old = old[1:]
 	}
 	return rotated, nil
+}
+
+// renameNew renames a file to a name that is free; fs.ErrExist where it is not. A file system that can't do that at once is looked at first.
+func renameNew(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) {
+		return err
+	}
+	if exists(to) {
+		return fs.ErrExist
+	}
+	return os.Rename(from, to)
 }
 
 // globQuote takes the meaning from what filepath.Match would take for more than itself.

@@ -123,7 +123,7 @@ type daemonInfo struct {
 
 func daemonLock(in *instance.Instance) string { return filepath.Join(in.LockDir(), "daemon.lock") }
 
-// runningDaemon is the daemon of the instance; nil: none runs. It takes the daemon's lock for a moment, in which the lock says
+// runningDaemon is the daemon of the instance; nil: none runs. A PID of 0: it does not say which process it is. It takes the daemon's lock for a moment, in which the lock says
 // nothing about its holder.
 func runningDaemon(in *instance.Instance) (*daemonInfo, error) {
 	if !exists(daemonLock(in)) {
@@ -133,19 +133,24 @@ func runningDaemon(in *instance.Instance) (*daemonInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := durable.TryLockOwned(daemonLock(in), nil, owner)
-	if err == nil {
-		return nil, l.Unlock()
+	for try := 0; ; try++ {
+		l, err := durable.TryLockOwned(daemonLock(in), nil, owner)
+		if err == nil {
+			return nil, l.Unlock()
+		}
+		var locked *durable.LockedError
+		if !errors.As(err, &locked) {
+			return nil, err
+		}
+		info := &daemonInfo{}
+		if json.Unmarshal(locked.Info, info) == nil {
+			return info, nil
+		}
+		if try == lockTries { // it is no other who looks: it has just begun, or could not write who it is
+			return &daemonInfo{}, nil
+		}
+		time.Sleep(stopPoll)
 	}
-	var locked *durable.LockedError
-	if !errors.As(err, &locked) {
-		return nil, err
-	}
-	info := &daemonInfo{}
-	if json.Unmarshal(locked.Info, info) != nil {
-		info = &daemonInfo{} // it has just begun
-	}
-	return info, nil
 }
 
 func (d *daemonInfo) String() string {

@@ -89,6 +89,14 @@ func TestScheduleCron(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.run("holdfast", "schedule", "cron", "--remove", "--install").has(t, exitUsage)
+	more := "0 4 * * * holdfast --root " + c.root + " backup && rsync -a /b far:\n"
+	if err := os.WriteFile(c.file, []byte(more), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.run("holdfast", "schedule", "cron", "--install").has(t, exitRefused, "line 1 of the crontab does more", "crontab -e")
+	if got := c.tab(); got != more {
+		t.Errorf("crontab:\n%s", got)
+	}
 	c.program = filepath.Join(t.TempDir(), "none")
 	c.run("holdfast", "schedule", "cron", "--install").has(t, exitFailed, "no program crontab on this host")
 	c.run("holdfast", "schedule", "cron").has(t, exitOK, line)

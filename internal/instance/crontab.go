@@ -14,6 +14,7 @@ type CronEntry struct {
 	Shell    string   `json:"shell"`              // that cron gives the command to
 	Problems []string `json:"problems,omitempty"` // why it can't work as it is written
 	Ours     bool     `json:"ours"`               // as CronLine makes it, whatever its times
+	More     bool     `json:"more,omitempty"`     // it does something else after the backup
 }
 
 // CronLine renders the line of root's crontab on the host that backs the instance up at the times of when, five fields.
@@ -32,9 +33,11 @@ func (i *Instance) cronCommand() string {
 }
 
 // cronPatterns are made when they are first needed: archive-push starts a process for every segment.
-var cronPatterns = sync.OnceValue(func() (p struct{ assignment, backup, source, unquoted, noRoot, other *regexp.Regexp }) {
+var cronPatterns = sync.OnceValue(func() (p struct{ assignment, backup, source, unquoted, noRoot, root, other *regexp.Regexp }) {
 	p.assignment = regexp.MustCompile(`^\s*([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*$`)
-	p.backup = regexp.MustCompile(`\balation_action["']?\s+["']?backup_all\b|\bholdfast\b.*\s(backup|backup_all)\b|\bholdfast\b.*\sschedule\s+run\b`)
+	program := `(^|[\s;&|(/]|-[a-z]*c\s+["'])holdfast["']?(\s+--?[a-z-]+([= ]\S+)?)*\s+` // with options before the verb
+	p.backup = regexp.MustCompile(`\balation_action["']?\s+["']?backup_all\b|` + program + `(backup|backup_all)\b|` + program + `schedule\s+run(\s+backup\b)?\s*($|[;&|>"')\d-])`)
+	p.root = regexp.MustCompile(`--root[= ]|\bHOLDFAST_ROOT=`)
 	p.source = regexp.MustCompile(`(^|[;&|\s])source\s`)
 	p.unquoted = regexp.MustCompile(`\s-c\s+alation_action\s+backup_all`)
 	p.noRoot = regexp.MustCompile(`\bchroot\s+(""|'')?\s*/bin/su\b`)
@@ -56,10 +59,12 @@ func (i *Instance) CronEntries(crontab string) []CronEntry {
 			}
 			continue
 		}
-		if text == "" || text[0] == '#' || !p.backup.MatchString(text) || !strings.HasSuffix(text, i.cronCommand()) && !i.named(text) {
+		at := p.backup.FindStringIndex(text)
+		if text == "" || text[0] == '#' || at == nil || strings.Contains(text, "--dry-run") || !strings.HasSuffix(text, i.cronCommand()) && !i.named(text) {
 			continue
 		}
-		e := CronEntry{Number: n + 1, Text: text, Shell: shell, Ours: strings.HasSuffix(text, i.cronCommand())}
+		rest := text[at[1]-1:] // what ended the command among it
+		e := CronEntry{Number: n + 1, Text: text, Shell: shell, Ours: strings.HasSuffix(text, i.cronCommand()), More: strings.ContainsAny(rest, ";|") || strings.Contains(rest, "&&")}
 		if p.unquoted.MatchString(text) {
 			e.Problems = append(e.Problems, "what comes after -c is not quoted: su takes only its first word for the command")
 		}
@@ -77,14 +82,17 @@ func (e CronEntry) Sources() bool { return cronPatterns().source.MatchString(e.T
 // named reports whether a command line names this instance.
 func (i *Instance) named(text string) bool {
 	bare := strings.ReplaceAll(text, `\%`, "%")
+	root := `(--root[= ]|HOLDFAST_ROOT=|\bchroot\s+)["']?` + regexp.QuoteMeta(i.dir) + `/?($|["'\s;])`
+	if ok, err := regexp.MatchString(root, bare); err == nil && ok {
+		return true
+	}
+	if cronPatterns().root.MatchString(bare) {
+		return false // of another one, wherever its program lies
+	}
 	for _, p := range []string{i.own("opt/alation/ops/alation_constants"), i.own("etc/init.d/alation"), i.own("usr/local/bin"), i.own("usr/local/lib/holdfast")} {
 		if hasPath(bare, p) {
 			return true
 		}
-	}
-	root := `(--root[= ]|HOLDFAST_ROOT=|\bchroot\s+)["']?` + regexp.QuoteMeta(i.dir) + `/?($|["'\s;])`
-	if ok, err := regexp.MatchString(root, bare); err == nil && ok {
-		return true
 	}
 	return i.dir == "/" && !cronPatterns().other.MatchString(bare)
 }

@@ -39,6 +39,8 @@ func TestCronEntries(t *testing.T) {
 		{"ours of the host", "#\n" + ours(host) + "\n", host, []int{2}, 0, true},
 		{"of the host, by name", "5 5 * * 1 root alation_action backup_all\n0 4 * * * /usr/local/bin/holdfast backup >/dev/null\n@daily holdfast --root /srv/x backup\n", host, []int{1, 2}, 0, false},
 		{"by root", "@daily holdfast --root /opt/alation/alation backup\n@daily holdfast --root /opt/alation/alation2 backup\n", product, []int{1}, 0, false},
+		{"other verbs", "0 0 * * * holdfast schedule run logs\n5 * * * * holdfast schedule run copy\n0 9 * * * holdfast sets list | mail -s \"holdfast backup report\" me\n0 3 * * * holdfast backup --dry-run || mail me\n0 4 * * * holdfast schedule run\n0 4 * * * holdfast --root / schedule run backup >/dev/null\n", host, []int{5, 6}, 0, false},
+		{"another instance's program, named by its root", "0 4 * * * /usr/local/bin/holdfast backup --root /srv/other\n0 4 * * * HOLDFAST_ROOT=/srv/other /usr/local/bin/holdfast backup\n0 4 * * * /usr/local/bin/holdfast backup --root=/\n", host, []int{3}, 0, false},
 		{"something else", "0 4 * * * holdfast --root /opt/alation/alation sets copy\n", product, nil, 0, false},
 	} {
 		var got []int
@@ -53,6 +55,17 @@ func TestCronEntries(t *testing.T) {
 		if !slices.Equal(got, c.want) || problems != c.problems {
 			t.Errorf("%s: lines %v with %d problems, want %v and %d", c.name, got, problems, c.want, c.problems)
 		}
+	}
+	for text, want := range map[string]bool{
+		"holdfast backup && rsync -a /b far:": true, "holdfast backup; date": true, "holdfast backup | mail me": true,
+		"holdfast backup >/dev/null 2>&1": false, "cd / && holdfast backup": false, "bash -c 'holdfast backup'": false,
+	} {
+		if e := host.CronEntries("0 4 * * * " + text + "\n"); len(e) != 1 || e[0].More != want {
+			t.Errorf("%s: %+v", text, e)
+		}
+	}
+	if e := product.CronEntries(theirs)[0]; e.More {
+		t.Errorf("%+v", e)
 	}
 	if e := product.CronEntries(theirs)[0]; !e.Sources() || e.Shell != "/bin/sh" {
 		t.Errorf("%+v", e)

@@ -101,6 +101,7 @@ type Loop struct {
 	wait  map[string]time.Time // jobs that said Later, until when
 
 	running *running
+	unsaved bool // the state says how a run ended, and could not be saved since
 
 	mu     sync.Mutex
 	status []JobStatus
@@ -125,6 +126,8 @@ func NewLoop(o Options) *Loop {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	clock := o.Now
+	o.Now = func() time.Time { return clock().Round(0) } // what it shows: a monotonic reading would hide that it was set
 	if o.Events == nil {
 		o.Events = func(Event) {}
 	}
@@ -187,9 +190,21 @@ func (l *Loop) change(name string, edit func(*JobState)) error {
 	if err != nil {
 		l.state.Jobs[name] = before
 		err = fmt.Errorf("what is done can't be noted, so nothing is begun: %w", err)
+	} else {
+		l.unsaved = false
 	}
 	l.problem(name, "note", err)
 	return err
+}
+
+// noteEnd notes how a run ended. It has: where that can't be saved it is known all the same, and saved at a later look.
+func (l *Loop) noteEnd(name string, r Run) {
+	edit := func(j *JobState) { j.ended(r) }
+	if l.change(name, edit) != nil {
+		j := l.state.Jobs[name]
+		edit(&j)
+		l.state.Jobs[name], l.unsaved = j, true
+	}
 }
 
 // problem reports an error of a job once, until it is another; nil: it is over.
@@ -208,34 +223,68 @@ func (l *Loop) problem(job, what string, err error) {
 	}
 }
 
-// recover looks at the runs that were going on when the process before this one died.
+// recover looks at the runs that were going on when the process before this one died, or that it was told to end.
 func (l *Loop) recover(ctx context.Context) {
 	for i := range l.o.Jobs {
 		job := &l.o.Jobs[i]
-		r := l.state.Jobs[job.Name].Last
-		if r == nil || !r.Ended.IsZero() {
+		s := l.state.Jobs[job.Name]
+		r := s.Last
+		told := r != nil && r.Outcome == Interrupted && s.Owed != nil && s.Owed.Due.Equal(r.Due) // noted as such, and to be made up
+		if r == nil || !r.Ended.IsZero() && !told {
 			continue
 		}
-		finished := false
-		if job.Finished != nil {
-			var err error
-			if finished, err = job.Finished(ctx, *r); err != nil {
-				l.problem(job.Name, "recover", fmt.Errorf("whether run %s had done its work: %w", r.ID, err))
-			}
+		finished := l.hasFinished(ctx, job, *r)
+		if ctx.Err() != nil || told && !finished {
+			continue
 		}
 		found := *r
-		found.Ended, found.Outcome = l.o.Now(), Done
+		if !told {
+			found.Ended = l.o.Now()
+		}
+		found.Outcome, found.Error = Done, ""
 		if !finished {
 			found.Outcome, found.Error = Interrupted, "the process died during the run"
 		}
-		if l.change(job.Name, func(j *JobState) { j.ended(found) }) == nil {
-			l.o.Events(Event{Kind: Recovered, Job: job.Name, Run: found})
+		if told {
+			s.Owed = nil
+			l.state.Jobs[job.Name] = s
+		}
+		l.noteEnd(job.Name, found)
+		l.o.Events(Event{Kind: Recovered, Job: job.Name, Run: found})
+	}
+}
+
+// hasFinished asks the job whether the run had done its work, which may take long. Looked goes on meanwhile.
+func (l *Loop) hasFinished(ctx context.Context, job *Job, r Run) (finished bool) {
+	if job.Finished == nil {
+		return false
+	}
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		finished, err = job.Finished(ctx, r)
+		done <- err
+	}()
+	for {
+		timer := time.NewTimer(l.o.Tick)
+		select {
+		case err := <-done:
+			timer.Stop()
+			if err != nil {
+				l.problem(job.Name, "recover", fmt.Errorf("whether run %s had done its work: %w", r.ID, err))
+			}
+			return finished
+		case <-timer.C:
+			l.o.Looked()
 		}
 	}
 }
 
 // look takes changed Specs over, notes times that passed during a run, and starts what is due: what yields comes last.
 func (l *Loop) look(ctx context.Context, now time.Time) {
+	if l.unsaved {
+		_ = l.change(l.o.Jobs[0].Name, func(*JobState) {}) // reported by change; the next look does it again
+	}
 	var due []*Job
 	for i := range l.o.Jobs {
 		job := &l.o.Jobs[i]
@@ -282,7 +331,13 @@ func (l *Loop) refresh(job *Job, now time.Time) {
 	}
 	if state.Settled.Sub(now) > backwards || spec.every > 0 && state.Settled.After(now) {
 		l.problem(job.Name, "clock", fmt.Errorf("the clock was set back to %s, before what is done already (%s): times count from now on", now.UTC().Format(time.RFC3339), state.Settled.UTC().Format(time.RFC3339)))
-		_ = l.change(job.Name, func(j *JobState) { j.Settled = now }) // reported by change; the next look does it again
+		_ = l.change(job.Name, func(j *JobState) { // reported by change; the next look does it again
+			j.Settled = now
+			if j.Owed != nil && j.Owed.Due.After(now) {
+				owed := *j.Owed
+				owed.Due, j.Owed = now, &owed
+			}
+		})
 		return
 	}
 	if r := l.running; r != nil && r.job == job && spec.every == 0 {
@@ -294,7 +349,7 @@ func (l *Loop) refresh(job *Job, now time.Time) {
 
 // due says whether a job is to start.
 func (l *Loop) due(job *Job, now time.Time) bool {
-	if l.wait[job.Name].After(now) || l.running != nil && l.running.job == job {
+	if until := l.wait[job.Name]; until.After(now) && until.Sub(now) <= l.o.Retry || l.running != nil && l.running.job == job {
 		return false
 	}
 	next := l.next(job.Name)
@@ -359,8 +414,7 @@ func (l *Loop) end(ctx context.Context, err error) {
 	if err != nil {
 		run.Error = err.Error()
 	}
-	// When that can't be noted (change reports it) the run is later taken for one that a dead process left.
-	_ = l.change(r.job.Name, func(j *JobState) { j.ended(run) })
+	l.noteEnd(r.job.Name, run)
 	l.o.Events(Event{Kind: Ended, Job: r.job.Name, Run: run})
 }
 

@@ -475,3 +475,91 @@ func TestKilledAnywhere(t *testing.T) {
 		}
 	})
 }
+
+// TestToldToEndAfterItsWork: a run that was told to end when its work was done already is not done again, by this process's
+// successor neither.
+func TestToldToEndAfterItsWork(t *testing.T) {
+	bubble(t, func(r *rig) {
+		job := Job{Name: "b", When: always(parse(t, "0 4 * * *")), Run: takes(2 * time.Hour), Finished: func(context.Context, Run) (bool, error) { return true, nil }}
+		r.start(job)
+		hours(5)
+		r.end()
+		r.want("b changed 0 4 * * *", "b started 1 Jan 04:00", "b ended 1 Jan 04:00 interrupted")
+		r.start(job)
+		hours(12)
+		r.want("b recovered 1 Jan 04:00 done")
+		r.end()
+		r.start(job)
+		hours(12) // 2 Jan 05:00
+		r.want("b started 2 Jan 04:00")
+		r.end()
+	})
+}
+
+// TestNotedLater: how a run went is known, and noted as soon as it can be, when the disk was full at its end.
+func TestNotedLater(t *testing.T) {
+	bubble(t, func(r *rig) {
+		job := Job{Name: "b", When: always(parse(t, "0 4 * * *")), Run: func(ctx context.Context, run Run) error {
+			return errors.Join(takes(time.Hour)(ctx, run), errors.New("no space"))
+		}}
+		r.start(job)
+		hours(4.5)
+		r.store.fails = errors.New("disk full")
+		hours(1)
+		if last := r.status()[0].Last; last.Outcome != Failed || last.Ended.IsZero() {
+			t.Errorf("%+v", last)
+		}
+		r.store.fails = nil
+		hours(1)
+		r.end()
+		r.want("b changed 0 4 * * *", "b started 1 Jan 04:00", "b problem what is done can't be noted, so nothing is begun: disk full", "b ended 1 Jan 04:00 failed")
+		r.start(job)
+		hours(12)
+		r.want() // a run that failed is not made up
+		r.end()
+	})
+}
+
+// TestClockAhead: what was owed by a clock that was a year ahead is done when the clock is right, and does not wait for that year.
+func TestClockAhead(t *testing.T) {
+	bubble(t, func(r *rig) {
+		var shift atomic.Int64
+		shift.Store(int64(365 * 24 * time.Hour))
+		busy := atomic.Bool{}
+		busy.Store(true)
+		ctx, cancel := context.WithCancel(context.Background())
+		starts := 0
+		l := NewLoop(Options{Store: r.store, Tick: time.Minute, NewID: func() string { return "x" }, Now: func() time.Time { return time.Now().Add(time.Duration(shift.Load())) },
+			Events: func(e Event) {
+				if e.Kind == Started {
+					starts++
+				}
+				if run := e.Run; run.Started != run.Started.Round(0) {
+					t.Error("a moment that does not follow the clock when it is set")
+				}
+			},
+			Jobs: []Job{{Name: "b", When: always(parse(t, "0 4 * * *")), Run: func(context.Context, Run) error {
+				if busy.Load() {
+					return Later(errors.New("in use"))
+				}
+				return nil
+			}}}})
+		done := make(chan error)
+		go func() { done <- l.Run(ctx) }()
+		hours(4.2)
+		if starts == 0 {
+			t.Error("it did not start")
+		}
+		starts = 0
+		shift.Store(0)
+		busy.Store(false)
+		hours(1)
+		if starts != 1 {
+			t.Errorf("%d starts in the hour after the clock was set right", starts)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
