@@ -555,7 +555,7 @@ func (s Spool) GetQueue(ctx context.Context, wanted []string, workers int, get f
 	g.SetLimit(max(workers, 1))
 	for i, name := range wanted {
 		g.Go(func() error {
-			if found, err := s.usable(in, name); found || err != nil || wasTaken(in, name) {
+			if found, err := s.usable(in, name); found || err != nil || i > 0 && wasTaken(in, name) { // the first may be waited for by another cluster of this spool
 				return err
 			}
 			mu.Lock()

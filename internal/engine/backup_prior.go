@@ -43,6 +43,9 @@ func (p *BackupPlan) settle(ctx context.Context, bi *repo.BackupInfo, warn func(
 		return nil
 	}
 	prior, err := repo.LoadManifest(ctx, p.s.o.Storage, p.Stanza, line.Label, bi.CipherPass)
+	if cut := blind(ctx, err); cut != nil {
+		return fmt.Errorf("read backup %s, which this one builds on: %w; run the backup again when the repository can be read", line.Label, cut)
+	}
 	if err != nil {
 		return fmt.Errorf("load the manifest of backup %s, which this %s backup builds on: %w; make a full backup, and run: holdfast pg verify --stanza=%s --set=%s",
 			line.Label, p.Type, err, p.Stanza, line.Label)
@@ -190,6 +193,9 @@ func (r *backupRun) priorMap(ctx context.Context, was *repo.File, size int64, su
 	}
 	defer in.Close() // opened for reading: nothing to lose
 	m, err := repo.ReadBlockMap(in, was.BlockSize, was.BlockSumSize, spec.Pass)
+	if cut := blind(ctx, err); cut != nil {
+		return nil, fmt.Errorf("block map in backup %s, object %s: %w; run the backup again when the repository can be read", r.prior.Label, object, cut)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("block map in backup %s, object %s: %w; make a full backup, and run: holdfast pg verify --stanza=%s", r.prior.Label, object, err, r.Stanza)
 	}

@@ -98,6 +98,9 @@ func (r *backupRun) resumeFiles(ctx context.Context, work []todo) error {
 		if err != nil {
 			return fmt.Errorf("list %s: %w", dir, err)
 		}
+		if info.Name == repo.ManifestPath(r.s.o.Stanza, r.resume.Label) {
+			return fmt.Errorf("backup %s was taken for an interrupted one, and another host has just completed it; let one host at a time back up to this repository, and run the backup again", r.resume.Label)
+		}
 		if !keep[info.Name] {
 			drop = append(drop, info.Name)
 		}

@@ -21,6 +21,9 @@ import (
 // needed to read, hash and compress it stays in a core's cache.
 const frameSize = 512 << 10
 
+// frameRoom is more than a frame takes as it is stored, in bytes.
+const frameRoom = frameSize + frameSize/16
+
 // pieceSize is the size in bytes of a piece.
 const pieceSize = 256 << 10
 
@@ -110,6 +113,9 @@ func encodeFrames(ctx context.Context, r io.Reader, size int64, spec repo.Stream
 				if err != nil || len(data) == 0 {
 					own.out = out
 					return err
+				}
+				if cap(out)-len(out) < frameRoom { // never grown: the frames in each smaller piece of memory would keep it
+					out = make([]byte, 0, max(size/8, frameRoom))
 				}
 				from := len(out)
 				if out, err = repo.AppendFrame(out, data, spec); err != nil {

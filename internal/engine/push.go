@@ -159,7 +159,7 @@ func (s *Stanza) pushSegment(ctx context.Context, dir, name string, f *os.File, 
 	object := dir + "/" + name + "-" + sum + spec.Compress.Ext()
 	s.step("archive-push", "store", object)
 	if stored != nil {
-		err = writeParts(ctx, s.o.Storage, object, stored.parts)
+		err = storage.WriteAll(ctx, s.o.Storage, object, stored.parts...)
 	} else if _, err = f.Seek(0, io.SeekStart); err == nil {
 		err = s.store(ctx, object, spec, f, sum)
 	}
@@ -196,25 +196,6 @@ func encodeInMemory(ctx context.Context, f *os.File, size int64, spec repo.Strea
 		return nil, err
 	}
 	return &encoded{sum: w.Sums().SHA1, parts: [][]byte{buf.Bytes()}}, nil
-}
-
-// writeParts stores one object that is held in memory in parts.
-func writeParts(ctx context.Context, st storage.Storage, object string, parts [][]byte) error {
-	size := 0
-	for _, p := range parts {
-		size += len(p)
-	}
-	w, err := st.Create(ctx, object, storage.CreateOptions{Size: int64(size)})
-	if err != nil {
-		return err
-	}
-	defer w.Abort() // after Commit it does nothing
-	for _, p := range parts {
-		if _, err := w.Write(p); err != nil {
-			return &fs.PathError{Op: "write", Path: object, Err: err}
-		}
-	}
-	return w.Commit(ctx)
 }
 
 // store writes one object through the stream chain; wantSHA1 (may be empty) guards against a file that changes between two reads.

@@ -408,6 +408,8 @@ func (r *restoreRun) restoreFiles(ctx context.Context) error {
 	all := r.jobs()
 	queue := make(chan restoreJob)
 	g, ctx := errgroup.WithContext(ctx)
+	workers, t := r.s.crewOf(r.o.ProcessMax)
+	ctx = t.with(ctx) // before any goroutine looks at it
 	g.Go(func() error {
 		defer close(queue)
 		for _, j := range all {
@@ -419,8 +421,6 @@ func (r *restoreRun) restoreFiles(ctx context.Context) error {
 		}
 		return nil
 	})
-	workers, t := r.s.crewOf(r.o.ProcessMax)
-	ctx = t.with(ctx)
 	for range workers {
 		g.Go(func() error {
 			w := &restoreWorker{restoreRun: r, buf: make([]byte, copyBuffer)}

@@ -470,6 +470,25 @@ func TestPublishedWhileCleared(t *testing.T) {
 	}
 }
 
+// TestPublishedWhileResumed: what looked like an interrupted backup to resume is completed by another host while this one begins. It
+// stays, and this host says so.
+func TestPublishedWhileResumed(t *testing.T) {
+	r, m := newStore(t)
+	first, _ := r.mustBackup(m, engine.BackupOptions{})
+	name := repo.ManifestPath("demo", first.Label)
+	manifest, err := storage.ReadAll(t.Context(), m, name, 8<<20)
+	must(t, err)
+	must(t, m.Remove(t.Context(), name))
+	resumed := &listed{Storage: m, dir: "backup/demo/" + string(first.Label), after: func() { must(t, storage.WriteAll(t.Context(), m, name, manifest)) }}
+	if _, err := r.backupWith(t.Context(), resumed, m, engine.BackupOptions{Resume: true, Compress: repo.LZ4, Level: 1}); err == nil || !strings.Contains(err.Error(), "another host has just completed it") {
+		t.Errorf("error: %v", err)
+	}
+	if resumed.after != nil {
+		t.Fatal("nobody looked at the directory")
+	}
+	r.holds(m, first.Label)
+}
+
 // listed calls after when a directory has been listed for the last time before objects are removed from it.
 type listed struct {
 	storage.Storage

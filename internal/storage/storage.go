@@ -189,15 +189,21 @@ func ReadAll(ctx context.Context, s Storage, name string, limit int64) ([]byte, 
 	return b, nil
 }
 
-// WriteAll creates one object from memory and commits it durably.
-func WriteAll(ctx context.Context, s Storage, name string, data []byte) error {
-	w, err := s.Create(ctx, name, CreateOptions{Size: int64(len(data))})
+// WriteAll creates one object from memory, its parts one after the other, and commits it durably.
+func WriteAll(ctx context.Context, s Storage, name string, parts ...[]byte) error {
+	size := 0
+	for _, p := range parts {
+		size += len(p)
+	}
+	w, err := s.Create(ctx, name, CreateOptions{Size: int64(size)})
 	if err != nil {
 		return err
 	}
 	defer w.Abort() // after Commit it does nothing
-	if _, err := w.Write(data); err != nil {
-		return &fs.PathError{Op: "write", Path: name, Err: err}
+	for _, p := range parts {
+		if _, err := w.Write(p); err != nil {
+			return &fs.PathError{Op: "write", Path: name, Err: err}
+		}
 	}
 	return w.Commit(ctx)
 }
