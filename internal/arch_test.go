@@ -48,7 +48,7 @@ var allowed = map[string][]string{
 	"internal/zstdfast":            {},
 	"internal/catalog":             {"internal/storage"},
 	"internal/storage":             {"internal/durable"},
-	"internal/storage/s3":          {"internal/storage"},
+	"internal/storage/s3":          {"internal/storage", "internal/storage/transport"},
 	"internal/tarball":             {"internal/durable"},
 	"internal/instance":            {"internal/durable"},
 	"internal/conf":                {"internal/durable", "internal/schedule"},

@@ -136,15 +136,18 @@ func (a *App) verifyBackup(ctx context.Context, dir, stanza, label string) ([]st
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
-	if storage.IsUnavailable(err) { // which says nothing about the set
+	if storage.IsUnavailable(err) && (res == nil || len(res.Findings) == 0) { // which says nothing about the set
 		return nil, err
 	}
-	if err != nil {
+	if res == nil {
 		return []string{err.Error()}, nil
 	}
 	var found []string
 	for _, f := range res.Findings {
 		found = append(found, fmt.Sprintf("stanza %s: %s", stanza, f))
+	}
+	if err != nil {
+		found = append(found, err.Error())
 	}
 	return found, nil
 }

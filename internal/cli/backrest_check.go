@@ -112,33 +112,36 @@ func (r *backrestRun) verify(ctx context.Context) error {
 	findings := 0
 	err = r.eachRepo(ctx, codeRepo, func(ctx context.Context, key int, s *engine.Stanza) error {
 		res, err := s.Verify(ctx, engine.VerifyOptions{Set: set, ProcessMax: int(r.c.Int("process-max", 0))})
-		if err != nil {
+		if res == nil {
 			return err
 		}
 		for _, f := range res.Findings {
 			r.log.logf(logError, "repo%d: %s", key, f)
 		}
+		for _, f := range res.Unread {
+			r.log.logf(logWarn, "repo%d: could not be read: %s", key, f)
+		}
 		findings += len(res.Findings)
 		r.log.logf(logInfo, "repo%d: %d backup(s), %d files and %d WAL segments checked, %s read", key, len(res.Backups), res.Files, res.Segments, engine.Size(res.Bytes))
 		if r.c.String("output", 0) != "text" {
-			return nil
+			return err
 		}
-		_, err = r.env.Stdout.Write([]byte(verifyText(s.Name(), res, r.c.Bool("verbose", 0))))
-		return err
+		_, werr := r.env.Stdout.Write([]byte(verifyText(s.Name(), res, r.c.Bool("verbose", 0))))
+		return errors.Join(werr, err)
 	})
-	if err == nil && findings > 0 {
-		err = &findingsError{findings}
+	if findings > 0 {
+		err = errors.Join(&findingsError{findings}, err)
 	}
 	return err
 }
 
 // verifyText says what a verification saw as the original does: what is wrong or, with verbose, all of it.
 func verifyText(stanza string, res *engine.VerifyResult, verbose bool) string {
-	if len(res.Findings) == 0 && !verbose {
+	if len(res.Findings) == 0 && len(res.Unread) == 0 && !verbose {
 		return ""
 	}
 	status := "ok"
-	if len(res.Findings) > 0 {
+	if len(res.Findings) > 0 || len(res.Unread) > 0 {
 		status = "error"
 	}
 	var b strings.Builder
@@ -172,13 +175,16 @@ func verifyText(stanza string, res *engine.VerifyResult, verbose bool) string {
 		if v.Damage == 0 && (v.Status == engine.VerdictValid || v.Status == engine.VerdictInProgress) && !verbose {
 			continue
 		}
-		fmt.Fprintf(&b, "  backup: %s, status: %s, total files checked: %d, total valid files: %d\n", v.Label, strings.ReplaceAll(v.Status, " ", "-"), v.Files, v.Files-v.Damage)
+		fmt.Fprintf(&b, "  backup: %s, status: %s, total files checked: %d, total valid files: %d\n", v.Label, strings.ReplaceAll(v.Status, " ", "-"), v.Files-v.Unread, v.Files-v.Damage-v.Unread)
 		if v.Files > 0 {
 			damaged(v.Damage)
 		}
 	}
 	for _, f := range res.Findings {
 		fmt.Fprintf(&b, "  %s\n", f)
+	}
+	for _, f := range res.Unread {
+		fmt.Fprintf(&b, "  could not be read: %s\n", f)
 	}
 	return b.String()
 }

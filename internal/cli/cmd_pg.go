@@ -351,18 +351,19 @@ func (r *root) pgVerify() *cobra.Command {
 		}
 		res, err := s.Verify(cmd.Context(), engine.VerifyOptions{Set: repo.Label(f.set), ProcessMax: f.processMax})
 		l.done()
-		if err != nil {
+		if res == nil {
 			return err
 		}
+		var perr error
 		if r.f.json {
-			err = r.env.printJSON(res)
+			perr = r.env.printJSON(res)
 		} else {
-			err = printVerify(r.env.Stdout, f.stanza, res)
+			perr = printVerify(r.env.Stdout, f.stanza, res)
 		}
-		if err == nil && len(res.Findings) > 0 {
-			err = &findingsError{len(res.Findings)}
+		if perr != nil {
+			return errors.Join(perr, err)
 		}
-		return err
+		return verified(res, err)
 	}}
 	f.common(c)
 	c.Flags().StringVar(&f.set, "set", "", "one backup")

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -22,12 +23,31 @@ func printVerify(out io.Writer, stanza string, res *engine.VerifyResult) error {
 		if v.Damage > 0 {
 			fmt.Fprintf(&b, ", %d damaged or missing", v.Damage)
 		}
+		if v.Unread > 0 {
+			fmt.Fprintf(&b, ", %d could not be read", v.Unread)
+		}
 		b.WriteString("\n")
 	}
 	for _, f := range res.Findings {
 		fmt.Fprintln(&b, f)
 	}
+	for _, f := range res.Unread {
+		fmt.Fprintln(&b, "could not be read:", f)
+	}
 	fmt.Fprintf(&b, "stanza %s: %d backup(s), %d files, %d WAL segments, %s read, %d finding(s)\n", stanza, len(res.Backups), res.Files, res.Segments, engine.Size(res.Bytes), len(res.Findings))
 	_, err := io.WriteString(out, b.String())
 	return err
+}
+
+// verified is how a verification ends whose result has been shown: damage counts for more than what could not be read (err).
+func verified(res *engine.VerifyResult, err error) error {
+	switch {
+	case len(res.Findings) > 0 && err != nil:
+		return errors.Join(&findingsError{len(res.Findings)}, err)
+	case len(res.Findings) > 0:
+		return &findingsError{len(res.Findings)}
+	case err != nil:
+		return &shownError{err}
+	}
+	return nil
 }

@@ -27,6 +27,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -212,6 +213,15 @@ func (d *File) CommitNoSync() error {
 		return d.err
 	}
 	return d.publish(false)
+}
+
+// ModTime is the time stamp of the unfinished file: the clock of whoever stamps files there, a server's on a mount.
+func (d *File) ModTime() (time.Time, error) {
+	info, err := d.f.Stat()
+	if err != nil {
+		return time.Time{}, err
+	}
+	return info.ModTime(), nil
 }
 
 // Committed reports whether a commit has succeeded.

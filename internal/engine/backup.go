@@ -107,11 +107,11 @@ func (s *Stanza) PlanBackup(ctx context.Context, o BackupOptions) (*BackupPlan, 
 	if err := o.complete(); err != nil {
 		return nil, fmt.Errorf("stanza %s: %w", s.o.Stanza, err)
 	}
-	ai, bi, err := s.loadInfos(ctx)
+	ai, bi, dirs, err := s.loadAll(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if _, _, err := repo.Reconcile(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass); err != nil { // Run tells what it finds
+	if _, _, err := s.reconcileReadable(ctx, bi, dirs); err != nil { // Run tells what it finds
 		return nil, fmt.Errorf("stanza %s: %w", s.o.Stanza, err)
 	}
 	control, err := s.readControl(ctx, o.DataDir)
@@ -410,17 +410,14 @@ func (r *backupRun) prepare(ctx context.Context) error {
 	s := r.s
 	s.step("backup", "prepare", s.o.Stanza)
 	var err error
-	if r.ai, r.bi, err = s.loadInfos(ctx); err != nil {
+	var dirs []repo.LabelDir
+	if r.ai, r.bi, dirs, err = s.loadAll(ctx); err != nil {
 		return err
 	}
 	if err := s.matches(r.ai, r.bi, r.control); err != nil {
 		return err
 	}
-	dirs, err := repo.ReadLabels(ctx, s.o.Storage, s.o.Stanza)
-	if err != nil {
-		return err
-	}
-	_, added, warnings, err := s.reconcileDirs(ctx, r.bi, dirs)
+	added, warnings, err := s.reconcileReadable(ctx, r.bi, dirs)
 	if err != nil {
 		return err
 	}
@@ -736,10 +733,7 @@ func (r *backupRun) publish(ctx context.Context) error {
 	if err := s.makeDirs(ctx, r.m); err != nil {
 		return err
 	}
-	if err := r.refresh(ctx); err != nil {
-		return err
-	}
-	if err := r.stillOursExactly(ctx); err != nil {
+	if err := s.together(ctx, r.refresh, r.stillOursExactly); err != nil {
 		return err
 	}
 	if err := repo.PublishManifest(ctx, s.o.Storage, s.o.Stanza, r.m, r.bi.CipherPass); err != nil {
@@ -749,11 +743,13 @@ func (r *backupRun) publish(ctx context.Context) error {
 	line := r.m.BackupLine()
 	r.bi.Put(line)
 	r.bi.BackrestVersion, r.ai.BackrestVersion = s.o.Version, s.o.Version
-	if err := repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, r.bi, s.o.Pass); err != nil {
-		return fmt.Errorf("save backup.info: %w", err)
-	}
-	if err := repo.SaveArchiveInfo(ctx, s.o.Storage, s.o.Stanza, r.ai, s.o.Pass); err != nil {
-		return fmt.Errorf("save archive.info: %w", err)
+	err := s.together(ctx, func(ctx context.Context) error {
+		return wrap(repo.SaveBackupInfo(ctx, s.o.Storage, s.o.Stanza, r.bi, s.o.Pass), "save backup.info")
+	}, func(ctx context.Context) error {
+		return wrap(repo.SaveArchiveInfo(ctx, s.o.Storage, s.o.Stanza, r.ai, s.o.Pass), "save archive.info")
+	})
+	if err != nil {
+		return err
 	}
 	if l := s.linker(); l != nil && !s.o.NoSymlinks {
 		if err := l.Symlink(ctx, string(r.m.Label), repo.BackupDir(s.o.Stanza)+"/latest"); err != nil {

@@ -108,6 +108,14 @@ type copier struct {
 	mu       sync.Mutex // guards what follows, and the manifest's files
 	vanished []bool     // by index in the manifest's files
 	unsaved  int64      // bytes stored since the manifest was last saved
+	saving   bool       // the manifest is being saved: its files stay as they are
+	waiting  []jobDone  // to enter into it after that
+}
+
+// jobDone is what the manifest is to say of the files of a job.
+type jobDone struct {
+	job   job
+	files []repo.File
 }
 
 // copyFiles stores the files of the work list and drops from the manifest those that vanished.
@@ -149,8 +157,8 @@ func (r *backupRun) copyFiles(ctx context.Context, work []todo) error {
 				if err := c.do(ctx, j, buf); err != nil {
 					return err
 				}
-				if err := c.save(ctx, threshold); err != nil {
-					return err
+				if c.saveDue(threshold) {
+					g.run(func() error { return c.save(ctx) })
 				}
 			}
 			return nil
@@ -181,9 +189,11 @@ func (c *copier) do(ctx context.Context, j job, buf []byte) error {
 		defer shared.abort()
 	}
 	done := make([]repo.File, 0, len(j.files))
-	for _, t := range j.files {
+	maps := c.newMapsAhead(ctx, j)
+	defer maps.close()
+	for i, t := range j.files {
 		f := c.m.Files[t.index] // a copy: others read the list when they save the manifest
-		w := fileWork{backupRun: c.backupRun, todo: t, f: &f, bundle: j.bundle, shared: shared, buf: buf}
+		w := fileWork{backupRun: c.backupRun, todo: t, f: &f, bundle: j.bundle, shared: shared, buf: buf, maps: maps, nth: i}
 		gone, err := w.run(ctx)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.Name, err)
@@ -201,8 +211,18 @@ func (c *copier) do(ctx context.Context, j job, buf []byte) error {
 	// Only now: what the manifest says of a file must be in the repository.
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for i, t := range j.files {
-		f := done[i]
+	if c.saving {
+		c.waiting = append(c.waiting, jobDone{j, done})
+	} else {
+		c.enter(jobDone{j, done})
+	}
+	return nil
+}
+
+// enter puts files that are stored into the manifest. The caller holds mu.
+func (c *copier) enter(s jobDone) {
+	for i, t := range s.job.files {
+		f := s.files[i]
 		if c.vanished[t.index] {
 			continue
 		}
@@ -212,21 +232,34 @@ func (c *copier) do(ctx context.Context, j job, buf []byte) error {
 			c.res.PageErrors = append(c.res.PageErrors, f.Name)
 		}
 	}
-	return nil
 }
 
-// save writes the manifest of the unfinished backup now and then, so that an interrupted run can be resumed.
-func (c *copier) save(ctx context.Context, threshold int64) error {
+// saveDue says whether the manifest of the unfinished backup is to be saved, which it is now and then, so that an interrupted run
+// can be resumed. The caller must then save it.
+func (c *copier) saveDue(threshold int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.unsaved < threshold {
-		return nil
+	if c.saving || c.unsaved < threshold {
+		return false
 	}
-	c.unsaved = 0
-	if err := c.stillOurs(ctx); err != nil {
-		return err
+	c.unsaved, c.saving = 0, true
+	return true
+}
+
+// save writes the manifest while the workers go on: on a store behind a network it takes several times the way there and back.
+func (c *copier) save(ctx context.Context) error {
+	err := c.stillOurs(ctx)
+	if err == nil {
+		err = c.saveCopy(ctx)
 	}
-	return c.saveCopy(ctx)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.saving = false
+	for _, s := range c.waiting {
+		c.enter(s)
+	}
+	c.waiting = nil
+	return err
 }
 
 // sleepUntil waits for a moment, at most so long.

@@ -79,6 +79,8 @@ type fileWork struct {
 	src    io.Reader // what is read: never more than the size seen when the manifest was built
 	pages  *pg.PageChecker
 	read   int64 // bytes that went through
+	maps   *mapsAhead
+	nth    int // among the files of maps
 }
 
 // run stores the file and fills what is learned of it into the manifest entry. gone: it vanished, which is what dropped
@@ -248,7 +250,13 @@ const emptySHA1 = "da39a3ee5e6b4b0d3255bfef95601890afd80709"
 
 // storeBlocks stores what changed of a file since the prior backup, block by block. Nothing changed: a reference.
 func (w *fileWork) storeBlocks(ctx context.Context, size int64, sum int) error {
-	old, err := w.priorMap(ctx, w.prior, size, sum)
+	old, asked, err := (*repo.BlockMap)(nil), false, error(nil)
+	if w.maps != nil {
+		old, asked, err = w.maps.take(w.nth)
+	}
+	if !asked {
+		old, err = w.priorMap(ctx, w.prior, size, sum)
+	}
 	if err != nil {
 		return err
 	}

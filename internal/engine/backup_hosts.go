@@ -80,11 +80,11 @@ func (s *Stanza) removeUnfinished(ctx context.Context, l repo.Label) error {
 // annotated, or the stanza upgraded, while this one ran.
 func (r *backupRun) refresh(ctx context.Context) error {
 	s := r.s
-	ai, bi, err := s.loadInfos(ctx)
+	ai, bi, dirs, err := s.loadAll(ctx)
 	if err != nil {
 		return err
 	}
-	if _, _, err := repo.Reconcile(ctx, s.o.Storage, s.o.Stanza, bi, s.o.Pass); err != nil {
+	if _, _, err := s.reconcileReadable(ctx, bi, dirs); err != nil {
 		return err
 	}
 	for _, l := range r.m.References {

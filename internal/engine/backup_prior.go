@@ -175,10 +175,15 @@ func (r *backupRun) blockSize(f *repo.File, was *repo.File) (size int64, sum int
 	return r.o.BlockSizes.of(f.Size, time.Duration(r.m.TimeStart-f.Timestamp)*time.Second)
 }
 
+// hasMap says whether a file is stored in blocks that can be compared with blocks of that size and checksum size.
+func hasMap(was *repo.File, size int64, sum int) bool {
+	return was != nil && was.BlockMapSize > 0 && was.BlockSize == size && was.BlockSumSize == sum
+}
+
 // priorMap loads the block map of a file in the prior backup; nil when it has none, or the blocks or their
 // checksums are of another size.
 func (r *backupRun) priorMap(ctx context.Context, was *repo.File, size int64, sum int) (*repo.BlockMap, error) {
-	if was == nil || was.BlockMapSize == 0 || was.BlockSize != size || was.BlockSumSize != sum {
+	if !hasMap(was, size, sum) {
 		return nil, nil
 	}
 	object, offset, length, spec := r.prior.Object(r.s.o.Stanza, was)

@@ -368,12 +368,17 @@ func (c *backupCopy) copyObjects(ctx context.Context) error {
 	}
 	c.p.from.step("copy", "objects", fmt.Sprintf("%d of backup %s", len(c.units), c.m.Label))
 	c.p.from.o.Events(Amount{"copy", len(c.units), total})
-	g := newCrew(ctx, c.p.o.ProcessMax)
+	workers, t := copyCrew(c.p.from, c.p.to, c.p.o.ProcessMax)
+	g := newCrew(t.with(ctx), workers)
 	for i := range c.units {
 		if g.ctx.Err() != nil {
 			break
 		}
-		g.run(func() error { return c.copyUnit(g.ctx, &c.units[i]) })
+		g.run(func() error {
+			t.take()
+			defer t.give()
+			return c.copyUnit(g.ctx, &c.units[i])
+		})
 	}
 	return g.wait(c.p.to.o.Storage)
 }

@@ -85,7 +85,7 @@ func (c *counting) Write(p []byte) (int, error) {
 
 // transfer copies one object and returns how each of its files is stored in the target.
 func (c *backupCopy) transfer(ctx context.Context, u *copyUnit) (entries []repo.File, err error) {
-	in, err := c.p.from.o.Storage.Open(ctx, c.name(c.p.Stanza, u), 0, -1)
+	in, err := c.p.from.open(ctx, c.name(c.p.Stanza, u), 0, -1)
 	if err != nil {
 		return nil, sourceErr(err)
 	}
@@ -110,7 +110,7 @@ func (c *backupCopy) transfer(ctx context.Context, u *copyUnit) (entries []repo.
 	if u.bundle != 0 && g.n != u.size {
 		return nil, fmt.Errorf("%w: %d bytes, %d when it was listed", ErrCorrupt, g.n, u.size)
 	}
-	return entries, w.Commit(ctx)
+	return entries, aside(ctx, func() error { return w.Commit(ctx) })
 }
 
 // each goes through the files of an object in their order.

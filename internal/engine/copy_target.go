@@ -193,7 +193,7 @@ func sameBackup(a, b *repo.BackupLine) bool {
 // there finds out which backups the target has already.
 func (p *CopyPlan) there(ctx context.Context) error {
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(p.o.ProcessMax)
+	g.SetLimit(questions(p.to.o.Storage, p.o.ProcessMax))
 	for i := range p.Backups {
 		b := &p.Backups[i]
 		have := p.dst.bi.Find(b.Label)

@@ -161,7 +161,7 @@ func (p *CopyPlan) listDirs(ctx context.Context, l *walListing, dirs []string) e
 	type side struct{ src, dst []storage.Info }
 	found := make([]side, len(dirs))
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(p.o.ProcessMax)
+	g.SetLimit(questions(p.from.o.Storage, questions(p.to.o.Storage, p.o.ProcessMax)))
 	list := func(st storage.Storage, dir string, into *[]storage.Info) func() error {
 		return func() error {
 			for info, err := range st.List(gctx, dir, storage.ListOptions{}) {
@@ -308,13 +308,16 @@ func (w *walCopy) run(ctx context.Context, objects []walObject, done func(*walOb
 	var mu sync.Mutex
 	var first error
 	w.failed = ""
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(w.processMax)
+	workers, t := copyCrew(w.from, w.to, w.processMax)
+	g, gctx := errgroup.WithContext(t.with(ctx))
+	g.SetLimit(workers)
 	for i := range objects {
 		if gctx.Err() != nil {
 			break
 		}
 		g.Go(func() error {
+			t.take()
+			defer t.give()
 			err := w.object(gctx, &objects[i])
 			mu.Lock()
 			defer mu.Unlock()
@@ -334,7 +337,7 @@ func (w *walCopy) run(ctx context.Context, objects []walObject, done func(*walOb
 
 // object copies one object. Its Commit is durable: a segment is never written a second time, so a torn one would stay.
 func (w *walCopy) object(ctx context.Context, o *walObject) error {
-	in, err := w.from.o.Storage.Open(ctx, o.from, 0, -1)
+	in, err := w.from.open(ctx, o.from, 0, -1)
 	if err != nil {
 		return sourceErr(err)
 	}
@@ -373,7 +376,7 @@ func (w *walCopy) object(ctx context.Context, o *walObject) error {
 	case g.n != o.size:
 		return fmt.Errorf("%w: %d bytes, %d when it was listed", ErrCorrupt, g.n, o.size)
 	}
-	if err := out.Commit(ctx); err != nil {
+	if err := aside(ctx, func() error { return out.Commit(ctx) }); err != nil {
 		return err
 	}
 	w.from.o.Events(FileDone{"copy", o.to, sums.Size, sums.RepoSize, sums.SHA1})

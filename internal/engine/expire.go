@@ -150,11 +150,13 @@ func (p *RemovePlan) run(ctx context.Context) error {
 	if now := dependents(bi, p.set); p.interrupted == (bi.Find(p.set) != nil) || !p.interrupted && !slices.Equal(now, p.Backups) {
 		return errors.New("the repository changed since the plan was made: make the plan again")
 	}
-	for _, l := range p.Backups {
-		s.step("remove", "manifest", string(l))
-		if err := s.removeManifest(ctx, l); err != nil {
-			return err
-		}
+	if p.interrupted {
+		err = p.stillLeftovers(ctx, bi)
+	} else {
+		err = p.removeManifests(ctx)
+	}
+	if err != nil {
+		return err
 	}
 	bi.Backups = slices.DeleteFunc(bi.Backups, func(l repo.BackupLine) bool { return slices.Contains(p.Backups, l.Label) })
 	s.step("remove", "catalogue", "backup.info")
@@ -169,9 +171,33 @@ func (p *RemovePlan) run(ctx context.Context) error {
 	// The files come last: as long as they are there a second run knows that there is something to complete.
 	for _, l := range p.Backups {
 		s.step("remove", "files", string(l))
-		if err := s.removeTree(ctx, repo.BackupDir(s.o.Stanza)+"/"+string(l)); err != nil {
+		if err := s.removeUnfinished(ctx, l); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// removeManifests makes the backups cease to exist.
+func (p *RemovePlan) removeManifests(ctx context.Context) error {
+	for _, l := range p.Backups {
+		p.s.step("remove", "manifest", string(l))
+		if err := p.s.removeManifest(ctx, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stillLeftovers: what an interrupted removal seems to have left may have been a backup under way on another host, which is
+// complete by now.
+func (p *RemovePlan) stillLeftovers(ctx context.Context, bi *repo.BackupInfo) error {
+	now, err := p.s.leftovers(ctx, bi, p.set)
+	if err != nil {
+		return err
+	}
+	if !slices.Equal(now, p.Backups) {
+		return errors.New("the repository changed since the plan was made: make the plan again")
 	}
 	return nil
 }

@@ -80,15 +80,11 @@ func (s *Stanza) planExpire(ctx context.Context, o ExpireOptions, now time.Time)
 	if err := o.check(); err != nil {
 		return fail(err)
 	}
-	ai, bi, err := s.loadInfos(ctx)
+	ai, bi, dirs, err := s.loadAll(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if err := sameHistory(ai, bi); err != nil {
-		return fail(err)
-	}
-	dirs, err := repo.ReadLabels(ctx, s.o.Storage, s.o.Stanza)
-	if err != nil {
 		return fail(err)
 	}
 	changed, added, warnings, err := s.reconcileDirs(ctx, bi, dirs)

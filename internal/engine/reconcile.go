@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"holdfast/internal/repo"
 )
@@ -32,6 +33,24 @@ func (s *Stanza) reconcileDirs(ctx context.Context, bi *repo.BackupInfo, dirs []
 		}
 	}
 	return changed, added, warnings, err
+}
+
+// passedOver is how many unlisted backups a backup passes over at most: more of them say that the storage is away.
+const passedOver = 2
+
+// reconcileReadable is reconcileDirs for a verb that removes nothing and builds on what is listed: a backup that is not listed and
+// whose manifest the storage does not give out is left out, with a warning.
+func (s *Stanza) reconcileReadable(ctx context.Context, bi *repo.BackupInfo, dirs []repo.LabelDir) (added []repo.Label, warnings []string, err error) {
+	var over []string
+	for {
+		_, added, warnings, err = s.reconcileDirs(ctx, bi, dirs)
+		var unlisted *repo.UnlistedError
+		if !errors.As(err, &unlisted) || len(over) == passedOver || ctx.Err() != nil {
+			return added, append(warnings, over...), err
+		}
+		over = append(over, fmt.Sprintf("%v. This backup does without it", err))
+		dirs = slices.DeleteFunc(slices.Clone(dirs), func(d repo.LabelDir) bool { return d.Label == unlisted.Label })
+	}
 }
 
 // completeHistory writes the history manifest of backups that were added, where it is missing. To be called before backup.info

@@ -238,13 +238,19 @@ func (s *Stanza) upgrade(ctx context.Context, c pg.Control) (CreateOutcome, erro
 
 // loadInfos loads both info files; a stanza that is not there is ErrStanzaMissing.
 func (s *Stanza) loadInfos(ctx context.Context) (*repo.ArchiveInfo, *repo.BackupInfo, error) {
-	ai, err := s.loadArchiveInfo(ctx)
+	var ai *repo.ArchiveInfo
+	var bi *repo.BackupInfo
+	err := s.together(ctx, func(ctx context.Context) (err error) {
+		ai, err = s.loadArchiveInfo(ctx)
+		return err
+	}, func(ctx context.Context) (err error) {
+		if bi, err = repo.LoadBackupInfo(ctx, s.o.Storage, s.o.Stanza, s.o.Pass); err != nil {
+			err = s.notLoaded(ctx, repo.BackupDir(s.o.Stanza)+"/backup.info", err)
+		}
+		return err
+	})
 	if err != nil {
 		return nil, nil, err
-	}
-	bi, err := repo.LoadBackupInfo(ctx, s.o.Storage, s.o.Stanza, s.o.Pass)
-	if err != nil {
-		return nil, nil, s.notLoaded(ctx, repo.BackupDir(s.o.Stanza)+"/backup.info", err)
 	}
 	return ai, bi, nil
 }

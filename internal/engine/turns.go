@@ -3,6 +3,8 @@ package engine
 import (
 	"context"
 	"io"
+
+	"holdfast/internal/storage"
 )
 
 // turns bounds how many workers compute at once, while more of them wait for a store behind a network: each waits as long, so
@@ -20,6 +22,28 @@ func (s *Stanza) crewOf(processMax int) (workers int, t turns) {
 		return processMax, nil
 	}
 	return max(processMax, min(waiters*processMax, a.Connections)), make(turns, processMax)
+}
+
+// copyWaiters is the same of a copy. They hold more memory, for each also writes: a part of an object that is not on its way yet.
+const copyWaiters = 4
+
+// copyCrew is crewOf for a copy, which waits for whichever side is remote.
+func copyCrew(from, to *Stanza, processMax int) (workers int, t turns) {
+	workers = processMax
+	for _, s := range []*Stanza{from, to} {
+		if a := s.o.Storage.Abilities(); a.Remote {
+			workers, t = max(workers, min(copyWaiters*processMax, a.Connections)), make(turns, processMax)
+		}
+	}
+	return workers, t
+}
+
+// questions is how many small requests that need no computing are worth asking at once.
+func questions(st storage.Storage, processMax int) int {
+	if a := st.Abilities(); a.Remote {
+		return max(processMax, a.Connections)
+	}
+	return processMax
 }
 
 type turnsKey struct{}
@@ -42,6 +66,14 @@ func (t turns) give() {
 	if t != nil {
 		<-t
 	}
+}
+
+// aside lets others compute while the worker whose context this is waits for do.
+func aside(ctx context.Context, do func() error) error {
+	t, _ := ctx.Value(turnsKey{}).(turns)
+	t.give()
+	defer t.take()
+	return do()
 }
 
 // open is Storage.Open for a worker.

@@ -35,12 +35,13 @@ type Finding struct {
 
 func (f Finding) String() string { return f.Object + ": " + f.What }
 
-// Verdict is what can be said of one backup: valid, invalid, manifest missing, or in progress.
+// Verdict is what can be said of one backup: valid, invalid, manifest missing, in progress, or could not be read.
 type Verdict struct {
 	Label  repo.Label `json:"label"`
 	Status string     `json:"status"`
-	Files  int        `json:"files"`  // in its manifest, those of earlier backups included
-	Damage int        `json:"damage"` // files or WAL segments of it that are not as they should be
+	Files  int        `json:"files"`            // in its manifest, those of earlier backups included
+	Damage int        `json:"damage"`           // files or WAL segments of it that are not as they should be
+	Unread int        `json:"unread,omitempty"` // files or WAL segments of which the storage gave no answer
 }
 
 // The statuses of a Verdict.
@@ -49,6 +50,7 @@ const (
 	VerdictInvalid         = "invalid"
 	VerdictManifestMissing = "manifest missing"
 	VerdictInProgress      = "in progress"
+	VerdictUnread          = "could not be read" // a part of it, and nothing else is wrong
 )
 
 // VerifyResult lists everything that was found; no findings means that every byte is as the manifests say.
@@ -60,17 +62,20 @@ type VerifyResult struct {
 	Segments int          `json:"segments"`
 	Bytes    int64        `json:"bytes"` // stored bytes read
 	Findings []Finding    `json:"findings"`
+	Unread   []Finding    `json:"unread,omitempty"` // objects of which the storage gave no answer: nothing is known of them
 }
 
 // Verify reads every file of the chosen backups, the WAL, and both copies of every info file and manifest; it decodes them
-// and compares sizes and checksums. It goes on after a finding, so that all are known at once. The error is for what kept
-// it from looking: the end of the context, or storage.ErrUnavailable, from which nothing follows for what is stored.
+// and compares sizes and checksums. It goes on after a finding, so that all are known at once, and after an object of which the
+// storage gives no answer, unless that happens to several in a row. The error is for what kept it from looking: the end of the
+// context, or storage.ErrUnavailable, from which nothing follows for what is stored. With the latter the result holds what was
+// found all the same, unless the info files are what could not be read.
 func (s *Stanza) Verify(ctx context.Context, o VerifyOptions) (*VerifyResult, error) {
 	ai, bi, err := s.loadInfos(ctx)
 	if err != nil {
 		return nil, err
 	}
-	v := &verifier{s: s, ai: ai, bi: bi, set: o.Set, known: map[uint64]bool{}, badWAL: map[string]bool{},
+	v := &verifier{s: s, ai: ai, bi: bi, set: o.Set, known: map[uint64]outcome{}, badWAL: map[string]outcome{},
 		segmentSize: map[string]uint32{}, timelines: map[timelineKey][]pg.TimelineEntry{}}
 	v.workers, v.turns = s.crewOf(max(o.ProcessMax, 1))
 	for _, l := range bi.Backups {
@@ -81,13 +86,20 @@ func (s *Stanza) Verify(ctx context.Context, o VerifyOptions) (*VerifyResult, er
 	if o.Set != "" && len(v.res.Backups) == 0 {
 		return nil, fmt.Errorf("stanza %s: %w: there is no backup %s", s.o.Stanza, ErrNoBackup, o.Set)
 	}
-	if err := v.run(ctx); storage.IsUnavailable(err) {
-		return nil, fmt.Errorf("verify stanza %s: the storage could not be asked, which says nothing about the backups in it: %w", s.o.Stanza, err)
-	} else if err != nil {
+	err = v.run(ctx)
+	if err != nil && !storage.IsUnavailable(err) {
 		return nil, fmt.Errorf("verify stanza %s: %w", s.o.Stanza, err)
 	}
-	slices.SortStableFunc(v.res.Findings, func(a, b Finding) int { return strings.Compare(a.Object, b.Object) })
-	return &v.res, nil
+	for _, list := range [][]Finding{v.res.Findings, v.res.Unread} {
+		slices.SortStableFunc(list, func(a, b Finding) int { return strings.Compare(a.Object, b.Object) })
+	}
+	switch {
+	case err != nil:
+		err = fmt.Errorf("verify stanza %s: the storage could not be asked, which says nothing about the backups in it: %w; run it again when the storage answers", s.o.Stanza, err)
+	case len(v.res.Unread) > 0:
+		err = fmt.Errorf("verify stanza %s: %d object(s) could not be read, which says nothing about what is in them, the first: %w; see to these objects in the storage, and run it again", s.o.Stanza, len(v.res.Unread), v.silence)
+	}
+	return &v.res, err
 }
 
 type verifier struct {
@@ -98,13 +110,50 @@ type verifier struct {
 	turns   turns
 	set     repo.Label
 
-	mu     sync.Mutex
-	res    VerifyResult
-	known  map[uint64]bool // by key: what was read already, and whether it is as it should be
-	badWAL map[string]bool // "<archive id>/<segment>" missing or damaged
+	mu      sync.Mutex
+	res     VerifyResult
+	known   map[uint64]outcome // by key: what was read already
+	badWAL  map[string]outcome // by "<archive id>/<segment>": those that are not sound
+	silent  int                // objects without an answer since the last that had one
+	silence error              // of the first
 
 	segmentSize map[string]uint32                  // by archive id
 	timelines   map[timelineKey][]pg.TimelineEntry // what their history files say
+}
+
+// outcome is what reading something came to.
+type outcome int8
+
+const (
+	isSound outcome = iota
+	isDamaged
+	isUnread // the storage gave no answer
+)
+
+// silentMax is how many objects in a row may have no answer before the storage itself is taken for away.
+const silentMax = 10
+
+// look says whether an attempt to read an object, which ended with err, has answered anything. One that could not be read is noted;
+// cut, the end of the context or a storage that is away, ends the verification.
+func (v *verifier) look(ctx context.Context, l repo.Label, object string, err error) (silent bool, cut error) {
+	cut = blind(ctx, err)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if cut == nil {
+		v.silent = 0
+		return false, nil
+	}
+	if ctx.Err() != nil {
+		return true, cut
+	}
+	if v.silence == nil {
+		v.silence = fmt.Errorf("%s: %w", object, err)
+	}
+	v.res.Unread = append(v.res.Unread, Finding{l, object, err.Error()})
+	if v.silent++; v.silent < silentMax {
+		return true, nil
+	}
+	return true, fmt.Errorf("%d objects in a row, the last: %s: %w", v.silent, object, err)
 }
 
 // blind is what kept us from looking, where err is that and says nothing of an object: the end of the context, or a store that
@@ -152,6 +201,9 @@ func (v *verifier) find(l repo.Label, object, format string, a ...any) {
 // copies reports damage to an info file or manifest, or to its copy.
 func (v *verifier) copies(ctx context.Context, name string, l repo.Label, pass repo.Secret) error {
 	faults, err := repo.CheckCopies(ctx, v.s.o.Storage, name, pass)
+	if silent, cut := v.look(ctx, l, name, err); silent || cut != nil {
+		return cut
+	}
 	if len(faults) == 2 {
 		hint := ""
 		if l != "" && errors.Is(faults[0].Err, fs.ErrNotExist) && errors.Is(faults[1].Err, fs.ErrNotExist) {
@@ -205,15 +257,20 @@ func (v *verifier) backup(ctx context.Context, label repo.Label) error {
 	found = len(v.res.Findings) - found
 	history := repo.HistoryManifestPath(v.s.o.Stanza, label)
 	err := repo.CheckHistoryManifest(ctx, v.s.o.Storage, v.s.o.Stanza, label, v.bi.CipherPass)
-	if cut := blind(ctx, err); cut != nil {
+	silent, cut := v.look(ctx, label, history, err)
+	if cut != nil {
 		return cut
 	}
-	if err != nil {
+	if err != nil && !silent {
 		v.find(label, history, "%v", err)
 	}
 	m, err := repo.LoadManifest(ctx, v.s.o.Storage, v.s.o.Stanza, label, v.bi.CipherPass)
-	if cut := blind(ctx, err); cut != nil {
+	if silent, cut = v.look(ctx, label, name, err); cut != nil {
 		return cut
+	}
+	if silent {
+		v.res.Verdicts = append(v.res.Verdicts, Verdict{Label: label, Status: VerdictUnread})
+		return nil
 	}
 	if err != nil {
 		if found == 0 { // whole, with the right checksum, and yet no manifest that may be used
@@ -234,7 +291,7 @@ func (v *verifier) backup(ctx context.Context, label repo.Label) error {
 		}
 	}
 	v.s.o.Events(Amount{"verify", len(m.Files), total})
-	damage := 0
+	damage, unreadFiles := 0, 0
 	var read []*repo.File
 	for i := range m.Files {
 		f := &m.Files[i]
@@ -248,9 +305,12 @@ func (v *verifier) backup(ctx context.Context, label repo.Label) error {
 				continue
 			}
 			// Read with the backup that stored it, before this one; unless that one's manifest is lost or says otherwise.
-			if good, read := v.state(fileKey(m, f)); read {
-				if !good {
+			if was, read := v.state(fileKey(m, f)); read {
+				switch was {
+				case isDamaged:
 					damage++
+				case isUnread:
+					unreadFiles++
 				}
 				continue
 			}
@@ -264,18 +324,26 @@ func (v *verifier) backup(ctx context.Context, label repo.Label) error {
 	if err := c.g.Wait(); err != nil {
 		return err
 	}
-	lost, err := v.backupWAL(ctx, m)
+	lost, unreadWAL, err := v.backupWAL(ctx, m)
 	if err != nil {
 		return err
 	}
-	verdict := Verdict{Label: label, Status: VerdictValid, Files: len(m.Files), Damage: damage + lost}
+	for _, f := range read {
+		if was, _ := v.state(fileKey(m, f)); was == isUnread {
+			unreadFiles++
+		}
+	}
+	verdict := Verdict{Label: label, Status: VerdictValid, Files: len(m.Files), Damage: damage + lost, Unread: unreadFiles + unreadWAL}
 	for _, f := range v.res.Findings {
 		if f.Label == label && f.Object != name && f.Object != name+".copy" && f.Object != history { // one good manifest is enough to restore
 			verdict.Damage++
 		}
 	}
-	if verdict.Damage > 0 {
+	switch {
+	case verdict.Damage > 0:
 		verdict.Status = VerdictInvalid
+	case verdict.Unread > 0:
+		verdict.Status = VerdictUnread
 	}
 	v.res.Verdicts = append(v.res.Verdicts, verdict)
 	return nil
@@ -302,17 +370,17 @@ func (c *verifyCrew) run(work func(context.Context) error) {
 	})
 }
 
-// state tells whether something was read already and was good.
-func (v *verifier) state(key uint64) (good, read bool) {
+// state tells whether something was read already and what it was like.
+func (v *verifier) state(key uint64) (was outcome, read bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	good, read = v.known[key]
-	return good, read
+	was, read = v.known[key]
+	return was, read
 }
 
-func (v *verifier) setState(key uint64, good bool) {
+func (v *verifier) setState(key uint64, is outcome) {
 	v.mu.Lock()
-	v.known[key] = good
+	v.known[key] = is
 	v.mu.Unlock()
 }
 
@@ -332,17 +400,17 @@ func storedIn(m *repo.Manifest, f *repo.File) repo.Label {
 // file reads one file as this manifest describes it. stored gives its bytes; nil: they are asked for.
 func (v *verifier) file(ctx context.Context, m *repo.Manifest, f *repo.File, stored io.Reader) error {
 	object, offset, length, spec := m.Object(v.s.o.Stanza, f)
-	var ok bool
+	var is outcome
 	var err error
 	switch {
 	case f.Size == 0:
-		ok, err = v.compare(ctx, m.Label, part{object, 0, -1, nil}, spec, emptySHA1, 0)
+		is, err = v.compare(ctx, m.Label, part{object, 0, -1, nil}, spec, emptySHA1, 0)
 	case f.BlockMapSize > 0:
-		ok, err = v.image(ctx, m, f, part{object, offset, length, stored}, spec)
+		is, err = v.image(ctx, m, f, part{object, offset, length, stored}, spec)
 	default:
-		ok, err = v.compare(ctx, m.Label, part{object, offset, length, stored}, spec, f.SHA1, f.Size)
+		is, err = v.compare(ctx, m.Label, part{object, offset, length, stored}, spec, f.SHA1, f.Size)
 	}
-	v.setState(fileKey(m, f), ok)
+	v.setState(fileKey(m, f), is)
 	return err
 }
 
@@ -398,24 +466,24 @@ func (v *verifier) openPart(ctx context.Context, p part) (io.ReadCloser, error) 
 	return v.open(ctx, p.object, p.offset, p.length)
 }
 
-// compare decodes one object and records what differs; only what blind gives is an error. ok: it is as it should be.
-func (v *verifier) compare(ctx context.Context, label repo.Label, at part, spec repo.StreamSpec, sha1 string, size int64) (ok bool, err error) {
+// compare decodes one object and records what differs; only what ends the verification is an error.
+func (v *verifier) compare(ctx context.Context, label repo.Label, at part, spec repo.StreamSpec, sha1 string, size int64) (outcome, error) {
 	if err := ctx.Err(); err != nil {
-		return false, err
+		return isUnread, err
 	}
 	object := at.object
 	r, err := v.openPart(ctx, at)
 	if errors.Is(err, fs.ErrNotExist) {
 		v.find(label, object, "missing")
-		return false, nil
+		return isDamaged, nil
 	}
 	var sums repo.Sums
 	if err == nil {
 		sums, err = repo.Decode(io.Discard, &ctxReader{ctx, r}, spec)
 		err = errors.Join(err, r.Close())
 	}
-	if cut := blind(ctx, err); cut != nil {
-		return false, cut
+	if silent, cut := v.look(ctx, label, object, err); silent || cut != nil {
+		return isUnread, cut
 	}
 	v.read(sums.RepoSize, sums.Size)
 	switch {
@@ -426,7 +494,7 @@ func (v *verifier) compare(ctx context.Context, label repo.Label, at part, spec 
 	case size >= 0 && sums.Size != size:
 		v.find(label, object, "size is %d, should be %d", sums.Size, size)
 	default:
-		return true, nil
+		return isSound, nil
 	}
-	return false, nil
+	return isDamaged, nil
 }

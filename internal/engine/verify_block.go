@@ -22,45 +22,54 @@ func imageKey(label repo.Label, name string) uint64 {
 // image reads what one backup stores of a block incremental file, and makes sure of the blocks that it leaves to earlier
 // backups: by what is known of their images, or when nothing is, because only this backup is verified or because a manifest
 // is lost, by putting the file together.
-func (v *verifier) image(ctx context.Context, m *repo.Manifest, f *repo.File, at part, spec repo.StreamSpec) (bool, error) {
+func (v *verifier) image(ctx context.Context, m *repo.Manifest, f *repo.File, at part, spec repo.StreamSpec) (outcome, error) {
 	own, object := storedIn(m, f), at.object
 	bm, err := v.ownImage(ctx, f, at, spec)
-	if cut := blind(ctx, err); cut != nil {
-		return false, cut
+	if silent, cut := v.look(ctx, m.Label, object, err); silent || cut != nil {
+		v.setState(imageKey(own, f.Name), isUnread)
+		return isUnread, cut
 	}
 	v.read(at.length, f.Size)
-	v.setState(imageKey(own, f.Name), err == nil)
+	is := isSound
+	if err != nil {
+		is = isDamaged
+	}
+	v.setState(imageKey(own, f.Name), is)
 	if err == nil {
 		err = checkBlocks(m, f, bm)
 	}
 	if err != nil {
 		v.find(m.Label, object, "%s: %v", f.Name, err)
-		return false, nil
+		return isDamaged, nil
 	}
 	assemble, asked := v.set != "", map[int]bool{}
 	for i := range bm.Blocks {
 		ref := bm.Blocks[i].Reference
 		if label := m.References[ref]; label != own && !asked[ref] {
 			asked[ref] = true
-			good, read := v.state(imageKey(label, f.Name))
-			if read && !good {
+			was, read := v.state(imageKey(label, f.Name))
+			switch {
+			case read && was == isDamaged:
 				v.find(m.Label, object, "%s: blocks of it are in the damaged backup %s", f.Name, label)
-				return false, nil
+				return isDamaged, nil
+			case read && was == isUnread:
+				is = isUnread
 			}
 			assemble = assemble || !read
 		}
 	}
-	if !assemble {
-		return true, nil
+	if !assemble || is == isUnread {
+		return is, nil
 	}
 	err = v.assemble(ctx, m, f, bm)
-	if cut := blind(ctx, err); cut != nil {
-		return false, cut
+	if silent, cut := v.look(ctx, m.Label, object, err); silent || cut != nil {
+		return isUnread, cut
 	}
 	if err != nil {
 		v.find(m.Label, object, "%s: put together from its blocks: %v", f.Name, err)
+		return isDamaged, nil
 	}
-	return err == nil, nil
+	return isSound, nil
 }
 
 // ownImage compares the stored bytes of an image with their checksum and returns its map.

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"holdfast/internal/repo"
+	"holdfast/internal/storage"
 )
 
 // verifyJob is what one worker reads at a time: one file, or files of one bundle in their order that lie close together.
@@ -43,7 +44,7 @@ func verifyJobs(files []*repo.File) []verifyJob {
 }
 
 // do reads the files of one job, those of a bundle with one request. What is wrong with the bundle itself shows when its files
-// are then asked for one by one.
+// are then asked for one by one. When the storage does not answer for it, it is not asked again for each.
 func (v *verifier) do(ctx context.Context, m *repo.Manifest, j verifyJob) error {
 	if len(j) == 1 {
 		return v.file(ctx, m, j[0], nil)
@@ -52,21 +53,21 @@ func (v *verifier) do(ctx context.Context, m *repo.Manifest, j verifyJob) error 
 	last := j[len(j)-1]
 	var in *brokenReader
 	r, err := v.s.open(ctx, object, at, last.BundleOffset+last.RepoSize-at)
-	if cut := blind(ctx, err); cut != nil {
-		return cut
+	if storage.IsUnavailable(err) {
+		return v.unreadAll(ctx, m, j, object, err)
 	}
 	if err == nil {
 		defer r.Close() // opened for reading: nothing to lose
 		in = &brokenReader{r: &ctxReader{ctx, r}}
 	}
-	for _, f := range j {
+	for i, f := range j {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		if in != nil {
 			_, _ = io.CopyN(io.Discard, in, f.BundleOffset-at) // in keeps its error
-			if cut := blind(ctx, in.err); cut != nil {
-				return cut
+			if storage.IsUnavailable(in.err) {
+				return v.unreadAll(ctx, m, j[i:], object, in.err)
 			}
 		}
 		if in == nil || in.err != nil {
@@ -80,9 +81,24 @@ func (v *verifier) do(ctx context.Context, m *repo.Manifest, j verifyJob) error 
 			return err
 		}
 		_, _ = io.Copy(io.Discard, onlyReader{part}) // what a damaged stream left over
+		if storage.IsUnavailable(in.err) {
+			return v.unreadAll(ctx, m, j[i:], object, in.err)
+		}
 		at = f.BundleOffset + f.RepoSize
 	}
 	return nil
+}
+
+// unreadAll notes that an object, with these files in it, could not be read.
+func (v *verifier) unreadAll(ctx context.Context, m *repo.Manifest, j verifyJob, object string, err error) error {
+	for _, f := range j {
+		v.setState(fileKey(m, f), isUnread)
+		if f.BlockMapSize > 0 {
+			v.setState(imageKey(storedIn(m, f), f.Name), isUnread)
+		}
+	}
+	_, cut := v.look(ctx, m.Label, object, err)
+	return cut
 }
 
 // brokenReader keeps the error that ended a reader.

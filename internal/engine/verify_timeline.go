@@ -31,7 +31,8 @@ func (v *verifier) history(ctx context.Context, id, object string) error {
 		entries, err = pg.ParseHistory(io.TeeReader(r, &end))
 		return err
 	})
-	if cut := blind(ctx, err); cut != nil {
+	silent, cut := v.look(ctx, "", object, err)
+	if cut != nil {
 		return cut
 	}
 	switch {
@@ -43,7 +44,7 @@ func (v *verifier) history(ctx context.Context, id, object string) error {
 	case entries[len(entries)-1].Timeline >= uint32(n):
 		err = fmt.Errorf("it names timeline %d as one that timeline %d came from", entries[len(entries)-1].Timeline, n)
 	}
-	if err != nil {
+	if err != nil && !silent {
 		v.find("", object, "%v", err)
 	}
 	// Even a damaged one is there: only its absence is looked for later.
@@ -77,7 +78,7 @@ func (l *lastByte) Write(p []byte) (int, error) {
 // backupHistory reads a backup history file. No recovery needs it, but damage to it tells of the store.
 func (v *verifier) backupHistory(ctx context.Context, object string) error {
 	err := v.plain(ctx, object, func(r io.Reader) error { return pg.CheckBackupHistory(path.Base(object), r) })
-	if cut := blind(ctx, err); cut != nil {
+	if silent, cut := v.look(ctx, "", object, err); silent || cut != nil {
 		return cut
 	}
 	if err != nil {

@@ -96,11 +96,15 @@ func (v *verifier) segment(ctx context.Context, id, seg string, copies []segment
 	v.mu.Lock()
 	v.res.Segments++
 	v.mu.Unlock()
+	is := isDamaged // unless a copy turns out to be good
 	if sameContent(copies) {
 		for _, o := range copies {
-			n, err := v.segmentCopy(ctx, seg, o)
+			n, copyIs, err := v.segmentCopy(ctx, seg, o)
 			if err != nil {
 				return 0, err
+			}
+			if copyIs == isUnread {
+				is = isUnread
 			}
 			size = max(size, n)
 		}
@@ -109,14 +113,14 @@ func (v *verifier) segment(ctx context.Context, id, seg string, copies []segment
 	}
 	if size == 0 {
 		v.mu.Lock()
-		v.badWAL[id+"/"+seg] = true
+		v.badWAL[id+"/"+seg] = is
 		v.mu.Unlock()
 	}
 	return size, nil
 }
 
 // segmentCopy reads one stored copy of a segment and returns its size, 0 when it is not as it should be.
-func (v *verifier) segmentCopy(ctx context.Context, seg string, o segmentObject) (size int64, err error) {
+func (v *verifier) segmentCopy(ctx context.Context, seg string, o segmentObject) (size int64, is outcome, err error) {
 	spec := repo.StreamSpec{Compress: o.compress, Pass: v.ai.CipherPass}
 	r, err := v.s.open(ctx, o.name, 0, -1)
 	var sum string
@@ -125,8 +129,8 @@ func (v *verifier) segmentCopy(ctx context.Context, seg string, o segmentObject)
 		sum, size, err = decodeTo(ctx, &head, r, spec)
 		err = errors.Join(err, r.Close())
 	}
-	if cut := blind(ctx, err); cut != nil {
-		return 0, fmt.Errorf("%s: %w", o.name, cut)
+	if silent, cut := v.look(ctx, "", o.name, err); silent || cut != nil {
+		return 0, isUnread, cut
 	}
 	v.mu.Lock()
 	v.res.Bytes += size
@@ -142,9 +146,9 @@ func (v *verifier) segmentCopy(ctx context.Context, seg string, o segmentObject)
 	}
 	if err != nil {
 		v.find("", o.name, "%v", err)
-		return 0, nil
+		return 0, isDamaged, nil
 	}
-	return size, nil
+	return size, isSound, nil
 }
 
 // headWriter keeps the beginning of a segment, where its page header is.
@@ -222,16 +226,17 @@ func (v *verifier) gaps(db repo.DB, id string) {
 	}
 }
 
-// backupWAL makes sure that the WAL which a backup needs is there and sound; it returns how many segments are not.
-func (v *verifier) backupWAL(ctx context.Context, m *repo.Manifest) (lost int, err error) {
+// backupWAL makes sure that the WAL which a backup needs is there and sound; it returns how many segments are not, and of how many
+// the storage gave no answer.
+func (v *verifier) backupWAL(ctx context.Context, m *repo.Manifest) (lost, silent int, err error) {
 	if m.ArchiveStart == "" || !m.Options.ArchiveCheck {
-		return 0, nil
+		return 0, 0, nil
 	}
 	id := repo.ArchiveID(m.DB.Version, m.DB.ID)
 	segments, err := neededSegments(m)
 	if err != nil {
 		v.find(m.Label, repo.ManifestPath(v.s.o.Stanza, m.Label), "%v", err)
-		return 0, nil
+		return 0, 0, nil
 	}
 	for _, seg := range segments {
 		if v.set == "" && len(v.badWAL) == 0 && v.inRange(id, seg) {
@@ -239,7 +244,7 @@ func (v *verifier) backupWAL(ctx context.Context, m *repo.Manifest) (lost int, e
 		}
 		found, err := v.s.segmentObjects(ctx, repo.SegmentDir(v.s.o.Stanza, id, seg), seg)
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
 		switch {
 		case len(found) == 0:
@@ -247,14 +252,17 @@ func (v *verifier) backupWAL(ctx context.Context, m *repo.Manifest) (lost int, e
 			continue
 		case v.set != "":
 			if _, err := v.segment(ctx, id, seg, found); err != nil {
-				return 0, err
+				return 0, 0, err
 			}
 		}
-		if v.badWAL[id+"/"+seg] {
+		switch v.badWAL[id+"/"+seg] {
+		case isDamaged:
 			lost++
+		case isUnread:
+			silent++
 		}
 	}
-	return lost, nil
+	return lost, silent, nil
 }
 
 // inRange says whether the archive was seen to have a segment.

@@ -37,7 +37,7 @@ func (s session) bound(ctx context.Context) (context.Context, context.CancelFunc
 	if s.limit == 0 {
 		return ctx, func() {}
 	}
-	return context.WithTimeoutCause(ctx, s.limit, fmt.Errorf("%w: nothing came within %v", ErrNoAnswer, s.limit))
+	return context.WithTimeoutCause(ctx, s.limit, fmt.Errorf("%w: nothing came within %v; see whether the server or the network to it hangs (its log, pg_stat_activity), or allow more time (db-timeout)", ErrNoAnswer, s.limit))
 }
 
 // explain adds why ctx ended to err if that was the limit.

@@ -96,7 +96,7 @@ func SaveHistoryManifest(ctx context.Context, s storage.Storage, stanza string, 
 // Each warning is one sentence on one label.
 //
 // The manifests are opened with b.CipherPass; pass is used when b has none. On an error, also a cancelled context or a
-// directory that cannot be listed, b is as before.
+// directory that cannot be listed, b is as before. A manifest that the storage does not give out is an *UnlistedError.
 func Reconcile(ctx context.Context, s storage.Storage, stanza string, b *BackupInfo, pass Secret) (changed bool, warnings []string, err error) {
 	dirs, err := ReadLabels(ctx, s, stanza)
 	if err != nil {
@@ -152,7 +152,7 @@ func ReconcileDirs(ctx context.Context, s storage.Storage, stanza string, dirs [
 				return false, nil, ctx.Err()
 			}
 			if storage.IsUnavailable(err) { // which backups there are can't be told
-				return false, nil, err
+				return false, nil, &UnlistedError{l, ManifestPath(stanza, l), err}
 			}
 			if err == nil {
 				err = r.fits(m)
@@ -172,6 +172,19 @@ func ReconcileDirs(ctx context.Context, s storage.Storage, stanza string, dirs [
 	}
 	return changed, r.warnings, nil
 }
+
+// UnlistedError says that backup.info does not list a backup that is there, and that the storage did not give out its manifest.
+type UnlistedError struct {
+	Label    Label
+	Manifest string
+	Err      error // storage.ErrUnavailable
+}
+
+func (e *UnlistedError) Error() string {
+	return fmt.Sprintf("backup %s is in the repository and not in backup.info, and %s can't be read: %v; as long as it may need them, no backups and no WAL are removed: make the object readable, or give that backup up by removing the object with the storage's own tool, and run this again", e.Label, e.Manifest, e.Err)
+}
+
+func (e *UnlistedError) Unwrap() error { return e.Err }
 
 type reconciler struct {
 	b        *BackupInfo

@@ -9,6 +9,8 @@ import (
 	"io"
 	"io/fs"
 
+	"golang.org/x/sync/errgroup"
+
 	"holdfast/internal/storage"
 )
 
@@ -113,20 +115,32 @@ type CopyFault struct {
 // storage.ErrUnavailable are errors.
 func CheckCopies(ctx context.Context, s storage.Storage, name string, pass Secret) (faults []CopyFault, err error) {
 	var sums [2][]byte
-	for i, n := range []string{name, name + copySuffix} {
-		sums[i], err = loadOne(ctx, s, n, pass, func(r io.Reader) ([]byte, error) {
+	var errs [2]error
+	names := [2]string{name, name + copySuffix}
+	read := func(i int) {
+		sums[i], errs[i] = loadOne(ctx, s, names[i], pass, func(r io.Reader) ([]byte, error) {
 			h := sha1.New()
 			_, err := readINI(io.TeeReader(r, h), func(string, []byte, []byte) error { return nil })
 			return h.Sum(nil), err
 		})
+	}
+	var g errgroup.Group
+	if !s.Abilities().Remote { // where each waits for the store they are read at the same time
+		g.SetLimit(1)
+	}
+	for i := range names {
+		g.Go(func() error { read(i); return nil })
+	}
+	_ = g.Wait() // the errors are in errs
+	for i, n := range names {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		if storage.IsUnavailable(err) {
-			return nil, err
+		if storage.IsUnavailable(errs[i]) {
+			return nil, errs[i]
 		}
-		if err != nil {
-			faults = append(faults, CopyFault{n, err})
+		if errs[i] != nil {
+			faults = append(faults, CopyFault{n, errs[i]})
 		}
 	}
 	if len(faults) == 0 && !bytes.Equal(sums[0], sums[1]) {

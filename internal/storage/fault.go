@@ -377,9 +377,9 @@ func (f *Faulty) RemoveTree(ctx context.Context, name string) error {
 }
 
 // Sweep implements Sweeper.
-func (f *Faulty) Sweep(ctx context.Context, dir string, before time.Time) (n int, err error) {
+func (f *Faulty) Sweep(ctx context.Context, dir string, age time.Duration) (n int, err error) {
 	err = f.do(OpSweep, dir, func() (err error) {
-		n, err = f.forward.Sweep(ctx, dir, before)
+		n, err = f.forward.Sweep(ctx, dir, age)
 		return err
 	})
 	return n, err

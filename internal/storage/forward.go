@@ -51,12 +51,12 @@ func (f forward) RemoveTree(ctx context.Context, name string) error {
 }
 
 // Sweep implements Sweeper.
-func (f forward) Sweep(ctx context.Context, dir string, before time.Time) (int, error) {
+func (f forward) Sweep(ctx context.Context, dir string, age time.Duration) (int, error) {
 	s, ok := f.inner.(Sweeper)
 	if !ok || !f.inner.Abilities().Sweeps {
 		return 0, fmt.Errorf("sweep %s: %w", dir, errors.ErrUnsupported)
 	}
-	return s.Sweep(ctx, dir, before)
+	return s.Sweep(ctx, dir, age)
 }
 
 // linker is the inner store's Linker.

@@ -170,9 +170,9 @@ func (l *Limit) RemoveTree(ctx context.Context, name string) error {
 }
 
 // Sweep implements Sweeper.
-func (l *Limit) Sweep(ctx context.Context, dir string, before time.Time) (n int, err error) {
+func (l *Limit) Sweep(ctx context.Context, dir string, age time.Duration) (n int, err error) {
 	err = l.do(ctx, func() (err error) {
-		n, err = l.forward.Sweep(ctx, dir, before)
+		n, err = l.forward.Sweep(ctx, dir, age)
 		return err
 	})
 	return n, err

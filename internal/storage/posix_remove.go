@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -270,11 +271,19 @@ func removeBelow(ctx context.Context, d *os.File, base string) error {
 	return nil
 }
 
-// Sweep implements Sweeper: it removes temporary files, also pgBackRest's, that were last written to before the moment.
-func (p *Posix) Sweep(ctx context.Context, dir string, before time.Time) (int, error) {
+// Sweep implements Sweeper: it removes temporary files, also pgBackRest's.
+func (p *Posix) Sweep(ctx context.Context, dir string, age time.Duration) (int, error) {
 	if err := checkDir(dir); err != nil {
 		return 0, err
 	}
+	return p.sweep(ctx, dir, sync.OnceValues(func() (time.Time, error) {
+		now, err := p.clock(ctx)
+		return now.Add(-age), err
+	}))
+}
+
+// sweep is Sweep of what was last written to before a moment, which is asked for when there is something to compare with it.
+func (p *Posix) sweep(ctx context.Context, dir string, before func() (time.Time, error)) (removed int, err error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
@@ -285,23 +294,29 @@ func (p *Posix) Sweep(ctx context.Context, dir string, before time.Time) (int, e
 	if err != nil {
 		return 0, err
 	}
-	removed := 0
 	for _, e := range entries {
 		if err := ctx.Err(); err != nil {
 			return removed, err
 		}
 		if e.Dir {
-			n, err := p.Sweep(ctx, e.Name, before)
+			n, err := p.sweep(ctx, e.Name, before)
 			removed += n
 			if err != nil {
 				return removed, err
 			}
 			continue
 		}
-		if !IsTemp(e.Name) || !e.ModTime.Before(before) {
+		if !IsTemp(e.Name) {
 			continue
 		}
-		err := p.root.Remove(e.Name)
+		moment, err := before()
+		if err != nil {
+			return removed, err
+		}
+		if !e.ModTime.Before(moment) {
+			continue
+		}
+		err = p.root.Remove(e.Name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // its writer finished after all
 		}
@@ -311,4 +326,17 @@ func (p *Posix) Sweep(ctx context.Context, dir string, before time.Time) (int, e
 		removed++
 	}
 	return removed, nil
+}
+
+// clock is the time by which files are stamped: that of the server where the directory is mounted from one, as a new file shows.
+func (p *Posix) clock(ctx context.Context) (time.Time, error) {
+	if !p.o.Mount {
+		return time.Now(), nil
+	}
+	w, err := p.Create(ctx, "clock", CreateOptions{})
+	if err != nil {
+		return time.Time{}, err
+	}
+	now, err := w.(*posixWriter).f.ModTime()
+	return now, errors.Join(err, w.Abort())
 }

@@ -308,9 +308,9 @@ func (r *Retry) RemoveTree(ctx context.Context, name string) error {
 }
 
 // Sweep implements Sweeper. The count is over all attempts.
-func (r *Retry) Sweep(ctx context.Context, dir string, before time.Time) (removed int, err error) {
+func (r *Retry) Sweep(ctx context.Context, dir string, age time.Duration) (removed int, err error) {
 	err = r.do(ctx, OpSweep, dir, func() error {
-		n, err := r.forward.Sweep(ctx, dir, before)
+		n, err := r.forward.Sweep(ctx, dir, age)
 		removed += n
 		return err
 	})

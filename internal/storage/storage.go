@@ -137,9 +137,9 @@ type Linker interface {
 // Sweeper is offered by stores on which a writer that died leaves something that costs space but is not listed
 // (Abilities.Sweeps).
 type Sweeper interface {
-	// Sweep removes, below dir ("" = root), what writers left that were last written to before the given moment, and
-	// returns how many. Choose the moment so that no living writer can be that old.
-	Sweep(ctx context.Context, dir string, before time.Time) (int, error)
+	// Sweep removes, below dir ("" = root), what writers left that were last written to longer ago than age, by the store's
+	// own clock, and returns how many. Choose the age so that no living writer can be that old.
+	Sweep(ctx context.Context, dir string, age time.Duration) (int, error)
 }
 
 // tempSuffix ends the name of every object that is still being written; pgBackRest uses the same

@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io/fs"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -191,13 +192,29 @@ func (w *uploadWriter) Write(p []byte) (int, error) {
 	return n, w.err
 }
 
+// once is sync.OnceValues for what waits for a store: nobody holds a lock meanwhile.
+func once(do func() (PartUpload, error)) func() (PartUpload, error) {
+	var begun atomic.Bool
+	var up PartUpload
+	var err error
+	done := make(chan struct{})
+	return func() (PartUpload, error) {
+		if begun.CompareAndSwap(false, true) {
+			up, err = do()
+			close(done)
+		}
+		<-done
+		return up, err
+	}
+}
+
 // sendPart sends what has been written so far as the next part, without waiting for it.
 func (w *uploadWriter) sendPart() error {
 	if err := w.ctx.Err(); err != nil {
 		return w.partError()
 	}
 	if w.begin == nil {
-		w.begin = sync.OnceValues(func() (PartUpload, error) { return w.u.u.Begin(w.ctx, w.name) })
+		w.begin = once(func() (PartUpload, error) { return w.u.u.Begin(w.ctx, w.name) })
 	}
 	release, err := w.u.hold(w.ctx, w.body.Size())
 	if err != nil {

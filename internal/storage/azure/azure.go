@@ -107,12 +107,12 @@ func open(o Options, to, identity policy.Transporter) (*Store, error) {
 	s := &Store{o: o, page: pageSize}
 	var err error
 	if to == nil {
-		if to, err = transport.New(transport.Options{CAFile: o.CAFile, CAPath: o.CAPath, SkipVerifyTLS: o.SkipVerifyTLS, Timeout: o.Timeout}); err != nil {
+		if to, err = transport.New(transport.Options{CAFile: o.CAFile, CAPath: o.CAPath, SkipVerifyTLS: o.SkipVerifyTLS, Timeout: o.Timeout, Connections: o.Connections}); err != nil {
 			return nil, fmt.Errorf("azure: %w", err)
 		}
 	}
 	if identity == nil {
-		if identity, err = transport.New(transport.Options{Timeout: o.Timeout}); err != nil {
+		if identity, err = transport.New(transport.Options{Timeout: o.Timeout, Direct: true}); err != nil {
 			return nil, fmt.Errorf("azure: %w", err)
 		}
 	}
@@ -203,8 +203,8 @@ func translate(ctx context.Context, err error) error {
 	var answer *azcore.ResponseError
 	if errors.As(err, &answer) {
 		e := &statusError{answer.StatusCode, answer.ErrorCode}
-		if answer.StatusCode == http.StatusNotFound && answer.ErrorCode != string(bloberror.BlobNotFound) && answer.ErrorCode != "" {
-			return storage.Unavailable(e) // the container is missing: that is no missing blob
+		if answer.StatusCode == http.StatusNotFound && answer.ErrorCode != string(bloberror.BlobNotFound) {
+			return storage.Unavailable(e) // the container is missing, or somebody else answers: that is no missing blob
 		}
 		header := http.Header{}
 		if answer.RawResponse != nil {

@@ -307,3 +307,26 @@ func TestOptionsAreChecked(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestStrangers: what somebody else answers in the store's place, a proxy or another service, says nothing of a blob: neither that
+// it is missing nor that it is damaged.
+func TestStrangers(t *testing.T) {
+	for _, code := range []int{http.StatusNotFound, http.StatusBadRequest, http.StatusFound, http.StatusMethodNotAllowed} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Location", "http://127.0.0.1:1/elsewhere")
+			http.Error(w, "<html>you are not expected here", code)
+		}))
+		defer srv.Close()
+		s, err := New(Options{Account: "a", Container: "c", Key: "a2V5", Endpoint: srv.URL, URIStyle: StylePath, Backoff: atOnce(2)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, serr := s.Stat(t.Context(), "a")
+		_, oerr := s.Open(t.Context(), "a", 0, -1)
+		for what, err := range map[string]error{"stat": serr, "open": oerr, "remove": s.Remove(t.Context(), "a"), "write": storage.WriteAll(t.Context(), s, "a", []byte("x"))} {
+			if err == nil || errors.Is(err, fs.ErrNotExist) || !storage.IsUnavailable(err) {
+				t.Errorf("%d, %s: %v", code, what, err)
+			}
+		}
+	}
+}

@@ -95,7 +95,7 @@ func (s blobs) Put(ctx context.Context, name string, body *storage.Body) error {
 func lasting(err error) error {
 	var e *statusError
 	if errors.Is(err, fs.ErrNotExist) && errors.As(err, &e) {
-		return e
+		return storage.Unavailable(e)
 	}
 	return err
 }

@@ -92,9 +92,9 @@ func (b *Bucket) Abilities() storage.Abilities {
 // Key is what the store calls an object.
 func (b *Bucket) Key(name string) string { return b.prefix + name }
 
-// Fail describes an error by the object's address.
+// Fail describes an error by the object's address. (A time limit of the network is a context.DeadlineExceeded, too.)
 func (b *Bucket) Fail(op, name string, err error) error {
-	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+	if err == nil || errors.Is(err, context.Canceled) {
 		return err
 	}
 	return &fs.PathError{Op: op, Path: b.address + "/" + b.prefix + name, Err: err}

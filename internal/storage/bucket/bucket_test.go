@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -129,3 +130,25 @@ func TestErrors(t *testing.T) {
 		t.Errorf("an unsorted list: %v", last)
 	}
 }
+
+// TestTimeLimit: a connection that is not made in time names the address, too; the network's limit is a
+// context.DeadlineExceeded like that of a caller.
+func TestTimeLimit(t *testing.T) {
+	b := open(memory{Mem: storage.NewMem(nil)})
+	limit := storage.Temporary(&net.OpError{Op: "dial", Net: "tcp", Err: late{}})
+	if !errors.Is(limit, context.DeadlineExceeded) {
+		t.Fatal("the premise is wrong")
+	}
+	if err := b.Fail("stat", "x", limit); !strings.Contains(err.Error(), "stat mem://b/x: ") || !storage.IsTemporary(err) {
+		t.Error(err)
+	}
+	if err := b.Fail("stat", "x", context.Canceled); err != context.Canceled {
+		t.Error(err)
+	}
+}
+
+// late is the error of a time limit, as package net has it.
+type late struct{}
+
+func (late) Error() string        { return "i/o timeout" }
+func (late) Is(target error) bool { return target == context.DeadlineExceeded }

@@ -216,3 +216,63 @@ func TestOptionsAreChecked(t *testing.T) {
 		}
 	}
 }
+
+// TestStrangers: what somebody else answers in the store's place, a proxy or another service, says nothing of an object: neither
+// that it is missing nor that it is damaged.
+func TestStrangers(t *testing.T) {
+	for _, code := range []int{http.StatusNotFound, http.StatusBadRequest, http.StatusFound, http.StatusMethodNotAllowed} {
+		store := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Location", "http://127.0.0.1:1/elsewhere")
+			http.Error(w, "<html>you are not expected here", code)
+		}))
+		defer store.Close()
+		s, err := gcs.New(gcs.Options{Bucket: "b", Endpoint: store.URL, KeyType: gcs.KeyToken, Token: "t", Backoff: atOnce(2)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, serr := s.Stat(t.Context(), "a")
+		_, oerr := s.Open(t.Context(), "a", 0, -1)
+		for what, err := range map[string]error{"stat": serr, "open": oerr, "remove": s.Remove(t.Context(), "a"), "remove two": s.Remove(t.Context(), "a", "b"), "write": storage.WriteAll(t.Context(), s, "a", []byte("x"))} {
+			if err == nil || errors.Is(err, fs.ErrNotExist) || !storage.IsUnavailable(err) {
+				t.Errorf("%d, %s: %v", code, what, err)
+			}
+		}
+	}
+}
+
+// TestTokenServerHangs: who waits for a token gives up when its context ends, whoever it is that asks for it.
+func TestTokenServerHangs(t *testing.T) {
+	hang := make(chan struct{})
+	key := stores.ServiceAccount(t, func(w http.ResponseWriter, _ *http.Request) {
+		<-hang
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprint(w, `{"access_token":"late","token_type":"Bearer","expires_in":3600}`)
+	})
+	store := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer late" {
+			t.Errorf("authorization %q", r.Header.Get("Authorization"))
+		}
+		fmt.Fprint(w, `{"name":"x","size":"5","updated":"2026-01-01T00:00:00Z"}`)
+	}))
+	defer store.Close()
+	s, err := gcs.New(gcs.Options{Bucket: "b", Endpoint: store.URL, KeyFile: key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	patient := make(chan error)
+	go func() {
+		_, err := s.Stat(t.Context(), "x")
+		patient <- err
+	}()
+	for range 2 {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		if _, err := s.Stat(ctx, "x"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		cancel()
+	}
+	close(hang)
+	if err := <-patient; err != nil {
+		t.Error(err)
+	}
+}

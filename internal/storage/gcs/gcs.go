@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 	"net/http"
 	"net/url"
@@ -97,7 +98,7 @@ func New(o Options) (*Store, error) {
 		return nil, fmt.Errorf("gcs: endpoint: %w", err)
 	}
 	var err error
-	s.client, err = transport.New(transport.Options{CAFile: o.CAFile, CAPath: o.CAPath, SkipVerifyTLS: o.SkipVerifyTLS, Timeout: o.Timeout})
+	s.client, err = transport.New(transport.Options{CAFile: o.CAFile, CAPath: o.CAPath, SkipVerifyTLS: o.SkipVerifyTLS, Timeout: o.Timeout, Connections: o.Connections})
 	if err != nil {
 		return nil, fmt.Errorf("gcs: %w", err)
 	}
@@ -166,11 +167,7 @@ func (s *Store) do(ctx context.Context, r request, ok ...int) (*http.Response, e
 		return resp, nil
 	}
 	defer transport.Drain(resp.Body)
-	said := &statusError{resp.StatusCode, message(resp.Body)}
-	if said.code == http.StatusNotFound && strings.Contains(said.message, "bucket does not exist") {
-		return nil, storage.Unavailable(said) // that is no missing object
-	}
-	err = transport.Mark(said, resp.StatusCode, resp.Header)
+	err = refusal(resp)
 	if resp.StatusCode == http.StatusUnauthorized && s.tokens.renew(token) {
 		err = storage.Temporary(err) // it ran out in the middle of the run; the next one is fetched
 	}
@@ -197,11 +194,25 @@ func status(err error) int {
 	return 0
 }
 
-// message is what the store says in the body of an error.
-func message(body io.Reader) string {
+// refusal is the error that an answer is. Only the store itself says that an object is missing: 404 also comes from a proxy, and
+// of a bucket.
+func refusal(resp *http.Response) error {
+	text, own := message(resp.Body)
+	said := &statusError{resp.StatusCode, text}
+	if said.code == http.StatusNotFound && (!own || strings.Contains(text, "bucket does not exist")) {
+		return storage.Unavailable(said)
+	}
+	return transport.Mark(said, resp.StatusCode, resp.Header)
+}
+
+// noObject begins what the store says in plain text of an object that is missing.
+const noObject = "No such object"
+
+// message is what the store says in the body of an error. own: it is said as this store says it.
+func message(body io.Reader) (text string, own bool) {
 	b, err := io.ReadAll(io.LimitReader(body, 16<<10))
 	if err != nil {
-		return ""
+		return "", false
 	}
 	var e struct {
 		Error struct {
@@ -209,10 +220,10 @@ func message(body io.Reader) string {
 		} `json:"error"`
 	}
 	if json.Unmarshal(b, &e) == nil && e.Error.Message != "" {
-		return e.Error.Message
+		return e.Error.Message, true
 	}
-	text := strings.TrimSpace(string(b))
-	return text[:min(len(text), 200)]
+	text = strings.TrimSpace(string(b))
+	return text[:min(len(text), 200)], strings.HasPrefix(text, noObject)
 }
 
 // decode reads a JSON answer.
@@ -251,6 +262,11 @@ func (s objects) Get(ctx context.Context, name string, offset, length int64) (bu
 	resp, err := s.do(ctx, request{method: "GET", path: s.object(name), query: url.Values{"alt": {"media"}}, header: header}, http.StatusOK, http.StatusPartialContent)
 	if status(err) == http.StatusRequestedRangeNotSatisfiable {
 		err = bucket.ErrRange
+	}
+	if status(err) == http.StatusNotFound && !errors.Is(err, fs.ErrNotExist) { // not in the store's words: what does it say of the object itself?
+		if _, serr := s.stat(ctx, name); errors.Is(serr, fs.ErrNotExist) {
+			err = serr
+		}
 	}
 	if err != nil {
 		return bucket.Answer{}, err

@@ -94,8 +94,11 @@ func batchAnswer(ctx context.Context, parts *multipart.Reader) error {
 		return fmt.Errorf("the store's answer to a batch: %w", err)
 	}
 	defer transport.Drain(resp.Body)
-	if resp.StatusCode == http.StatusNotFound || resp.StatusCode/100 == 2 {
+	if resp.StatusCode/100 == 2 {
 		return nil
 	}
-	return transport.Mark(&statusError{resp.StatusCode, message(resp.Body)}, resp.StatusCode, resp.Header)
+	if err := refusal(resp); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }

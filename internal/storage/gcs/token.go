@@ -25,8 +25,16 @@ type tokens struct {
 	fixed storage.Secret
 	fetch func() (*oauth2.Token, error) // nil: fixed
 
-	mu   sync.Mutex
-	held *oauth2.Token
+	mu       sync.Mutex
+	held     *oauth2.Token
+	fetching *fetching // nil: nobody fetches
+}
+
+// fetching is one request for a token. All who need one wait for it, each as long as its own context lasts.
+type fetching struct {
+	done  chan struct{}
+	token *oauth2.Token
+	err   error
 }
 
 // newTokens reads the credentials. They are fetched with client, so with the operator's certificates.
@@ -55,30 +63,49 @@ func newTokens(o Options, client *transport.Client) (*tokens, error) {
 	return nil, fmt.Errorf("key type %q: use service, token or auto", o.KeyType)
 }
 
-// get returns a token that is good for a while. One caller fetches, the others wait for it.
+// get returns a token that is good for a while. One request fetches it for all callers; it goes on when one of them gives up.
 func (t *tokens) get(ctx context.Context) (storage.Secret, error) {
 	if t.fetch == nil {
 		return t.fixed, nil
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	if t.held.Valid() {
+		defer t.mu.Unlock()
 		return storage.Secret(t.held.AccessToken), nil
 	}
-	fresh, err := t.fetch()
-	if err != nil {
+	f := t.fetching
+	if f == nil {
+		f = &fetching{done: make(chan struct{})}
+		t.fetching = f
+		go func() {
+			f.token, f.err = t.fetch()
+			t.mu.Lock()
+			if f.err == nil {
+				t.held = f.token
+			}
+			t.fetching = nil
+			t.mu.Unlock()
+			close(f.done)
+		}()
+	}
+	t.mu.Unlock()
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+	if f.err != nil {
 		var refused *oauth2.RetrieveError
-		if errors.As(err, &refused) && refused.Response != nil {
+		if errors.As(f.err, &refused) && refused.Response != nil {
 			err := fmt.Errorf("fetch an access token: the answer is %s %s", refused.Response.Status, reason(refused.Body))
 			if transport.TemporaryStatus(refused.Response.StatusCode) {
 				return "", storage.Temporary(err)
 			}
 			return "", storage.Unavailable(err)
 		}
-		return "", fmt.Errorf("fetch an access token: %w", transport.Error(ctx, err))
+		return "", fmt.Errorf("fetch an access token: %w", transport.Error(ctx, f.err))
 	}
-	t.held = fresh
-	return storage.Secret(fresh.AccessToken), nil
+	return storage.Secret(f.token.AccessToken), nil
 }
 
 // reason is what an authorization server says about its refusal.

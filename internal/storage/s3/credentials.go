@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -130,11 +129,11 @@ func (o *Options) chain(ctx context.Context) (aws.CredentialsProvider, error) {
 
 // sts is a client of the token service.
 func (o *Options) sts(from aws.CredentialsProvider) (*sts.Client, error) {
-	transport, err := o.transport("")
+	client, err := o.client("")
 	if err != nil {
 		return nil, err
 	}
-	so := sts.Options{Region: o.Region, Credentials: from, HTTPClient: &http.Client{Transport: transport}}
+	so := sts.Options{Region: o.Region, Credentials: from, HTTPClient: client.HTTP()}
 	if at := o.Credentials.STSEndpoint; at != "" {
 		if !strings.Contains(at, "://") {
 			at = "https://" + at

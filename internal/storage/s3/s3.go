@@ -25,7 +25,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/url"
 	"path"
 	"strings"
@@ -36,6 +35,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"holdfast/internal/storage"
+	"holdfast/internal/storage/transport"
 )
 
 // LockMode is how firmly the store keeps what is written.
@@ -102,12 +102,13 @@ type S3 struct {
 	prefix string // with a slash at its end, or empty
 	client *s3.Client
 	creds  *aws.CredentialsCache
-	http   *http.Transport
+	http   *transport.Client
 	*storage.Uploads
 	recent recent
 
 	noSums atomic.Bool // the store does not know CRC-32C
 	singly atomic.Bool // the store removes one object with a request
+	secure bool        // by TLS
 	seen   atomic.Bool // the bucket has answered: a missing object is not a missing bucket
 }
 
@@ -120,14 +121,15 @@ func New(o Options) (*S3, error) {
 	if err != nil {
 		return nil, err
 	}
-	transport, err := o.transport(o.Connect)
+	client, err := o.client(o.Connect)
 	if err != nil {
 		return nil, err
 	}
-	s := &S3{o: o, prefix: strings.Trim(path.Clean("/"+o.Prefix), "/"), http: transport}
+	s := &S3{o: o, prefix: strings.Trim(path.Clean("/"+o.Prefix), "/"), http: client}
 	if s.prefix != "" {
 		s.prefix += "/"
 	}
+	s.secure = endpoint == nil || strings.HasPrefix(*endpoint, "https://")
 	provider, err := o.provider()
 	if err != nil {
 		return nil, err
@@ -135,13 +137,22 @@ func New(o Options) (*S3, error) {
 	s.creds = aws.NewCredentialsCache(marked{provider}, func(c *aws.CredentialsCacheOptions) { c.ExpiryWindow = time.Minute })
 	s.client = s3.New(s3.Options{
 		Region: o.Region, BaseEndpoint: endpoint, UsePathStyle: o.PathStyle, Credentials: s.creds,
-		HTTPClient: &http.Client{Transport: transport}, Retryer: aws.NopRetryer{},
+		HTTPClient: client.HTTP(), Retryer: aws.NopRetryer{},
 		RequestChecksumCalculation: aws.RequestChecksumCalculationWhenRequired, ResponseChecksumValidation: aws.ResponseChecksumValidationWhenRequired,
 		DisableLogOutputChecksumValidationSkipped: true, DisableS3ExpressSessionAuth: aws.Bool(true),
 		ContinueHeaderThresholdBytes: -1, // waiting for 100 Continue would cost a round trip for every object
 	})
 	s.Uploads = storage.NewUploads(uploader{s}, storage.UploadOptions{PartSize: o.PartSize, Parallel: o.Parallel, Requests: o.Connections, Memory: memoryParts * o.PartSize})
 	return s, nil
+}
+
+// client is the HTTP client under the SDK. connect (host, :port, host:port or empty) replaces what the URL says.
+func (o *Options) client(connect string) (*transport.Client, error) {
+	c, err := transport.New(transport.Options{CAFile: o.CAFile, CAPath: o.CAPath, SkipVerifyTLS: o.SkipVerifyTLS, Timeout: o.Timeout, Connections: o.Connections, Connect: connect})
+	if err != nil {
+		return nil, fmt.Errorf("s3: %w", err)
+	}
+	return c, nil
 }
 
 // complete fills in defaults and refuses what cannot be.
@@ -211,7 +222,7 @@ func (s *S3) Abilities() storage.Abilities {
 
 // Close gives back idle connections. Nothing is lost without.
 func (s *S3) Close() error {
-	s.http.CloseIdleConnections()
+	s.http.CloseIdle()
 	return nil
 }
 

@@ -1,15 +1,22 @@
 package s3
 
 import (
+	"bytes"
 	"context"
+	"encoding/xml"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"iter"
+	"net/http"
 	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/smithy-go/middleware"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"holdfast/internal/storage"
 )
@@ -59,7 +66,8 @@ func (s *S3) versionPages(ctx context.Context, dir, prefix, delimiter string) it
 
 // versions yields the objects whose keys begin with prefix as they were at Options.AsOf, in the order of keys; with a
 // delimiter the directories of each page come before its objects. The store lists the versions of a key the newest first:
-// the first that is not younger than AsOf counts, and when that is a delete marker the object was not there.
+// the first that is not younger than AsOf counts, and when that is a delete marker the object was not there. Of several within
+// one second the order in the list decides.
 //
 // A directory is shown although everything below it may be younger: to know, everything would have to be listed.
 func (s *S3) versions(ctx context.Context, op storage.Op, name, prefix, delimiter string) iter.Seq2[version, error] {
@@ -71,10 +79,14 @@ func (s *S3) versions(ctx context.Context, op storage.Op, name, prefix, delimite
 		done := "" // the key whose version has been decided
 		for {
 			var out *s3.ListObjectVersionsOutput
+			var markers []bool
 			err := s.try(ctx, op, name, func(ctx context.Context) (err error) {
-				out, err = s.client.ListObjectVersions(ctx, in)
+				out, err = s.client.ListObjectVersions(ctx, in, withOrder(&markers))
 				return err
 			})
+			if err == nil && len(markers) != len(out.Versions)+len(out.DeleteMarkers) {
+				err = s.fail(op, name, errors.New("the store's list of versions is not what the library read of it"))
+			}
 			if err != nil {
 				yield(version{}, err)
 				return
@@ -85,7 +97,7 @@ func (s *S3) versions(ctx context.Context, op storage.Op, name, prefix, delimite
 					return
 				}
 			}
-			if done, err = s.decide(out, done, yield); err != nil {
+			if done, err = s.decide(out, markers, done, yield); err != nil {
 				return
 			}
 			if !aws.ToBool(out.IsTruncated) {
@@ -99,19 +111,18 @@ func (s *S3) versions(ctx context.Context, op storage.Op, name, prefix, delimite
 // errStop says that the caller wants no more.
 var errStop = fmt.Errorf("no more wanted")
 
-// decide yields the version that counts of every key of a page.
-func (s *S3) decide(out *s3.ListObjectVersionsOutput, done string, yield func(version, error) bool) (string, error) {
-	versions, markers := out.Versions, out.DeleteMarkers
-	for len(versions) > 0 || len(markers) > 0 {
+// decide yields the version that counts of every key of a page. markers says in the page's order which entries are delete markers.
+func (s *S3) decide(out *s3.ListObjectVersionsOutput, markers []bool, done string, yield func(version, error) bool) (string, error) {
+	versions, deleted := out.Versions, out.DeleteMarkers
+	for _, marker := range markers {
 		var key string
 		var at time.Time
 		v := version{}
-		marker := len(versions) == 0 || len(markers) > 0 && before(markers[0].Key, markers[0].LastModified, versions[0].Key, versions[0].LastModified)
-		if marker {
-			m := markers[0]
-			markers = markers[1:]
-			key, at = aws.ToString(m.Key), aws.ToTime(m.LastModified)
-		} else {
+		switch {
+		case marker && len(deleted) > 0:
+			key, at = aws.ToString(deleted[0].Key), aws.ToTime(deleted[0].LastModified)
+			deleted = deleted[1:]
+		case !marker && len(versions) > 0:
 			o := versions[0]
 			versions = versions[1:]
 			key, at = aws.ToString(o.Key), aws.ToTime(o.LastModified)
@@ -131,10 +142,49 @@ func (s *S3) decide(out *s3.ListObjectVersionsOutput, done string, yield func(ve
 	return done, nil
 }
 
-// before says whether a version stands before another in the store's order: by key, then the younger first.
-func before(keyA *string, atA *time.Time, keyB *string, atB *time.Time) bool {
-	if a, b := aws.ToString(keyA), aws.ToString(keyB); a != b {
-		return a < b
+// withOrder notes in what order a list of versions has versions and delete markers: the library tells the two apart and loses it,
+// and time stamps of a second do not bring it back.
+func withOrder(markers *[]bool) func(*s3.Options) {
+	return func(o *s3.Options) {
+		o.APIOptions = append(o.APIOptions, func(stack *middleware.Stack) error {
+			return stack.Deserialize.Insert(middleware.DeserializeMiddlewareFunc("holdfast:OrderOfVersions", func(ctx context.Context, in middleware.DeserializeInput, next middleware.DeserializeHandler) (middleware.DeserializeOutput, middleware.Metadata, error) {
+				out, meta, err := next.HandleDeserialize(ctx, in)
+				resp, ok := out.RawResponse.(*smithyhttp.Response)
+				if err != nil || !ok || resp.StatusCode != http.StatusOK {
+					return out, meta, err
+				}
+				page, err := io.ReadAll(io.LimitReader(resp.Body, maxPage))
+				_ = resp.Body.Close() // what could fail has been seen by the reader
+				if err != nil {
+					return out, meta, &smithyhttp.RequestSendError{Err: err}
+				}
+				resp.Body = io.NopCloser(bytes.NewReader(page))
+				*markers = orderOf(page)
+				return out, meta, nil
+			}), "OperationDeserializer", middleware.After)
+		})
 	}
-	return !aws.ToTime(atA).Before(aws.ToTime(atB))
+}
+
+// maxPage is more than a page of a thousand versions can have, in bytes.
+const maxPage = 16 << 20
+
+// orderOf says of each entry of a page whether it is a delete marker. A page that is no XML the library will refuse.
+func orderOf(page []byte) (markers []bool) {
+	d := xml.NewDecoder(bytes.NewReader(page))
+	depth := 0
+	for {
+		token, err := d.Token()
+		if err != nil {
+			return markers
+		}
+		switch e := token.(type) {
+		case xml.StartElement:
+			if depth++; depth == 2 && (e.Name.Local == "Version" || e.Name.Local == "DeleteMarker") {
+				markers = append(markers, e.Name.Local == "DeleteMarker")
+			}
+		case xml.EndElement:
+			depth--
+		}
+	}
 }

@@ -110,9 +110,9 @@ func (s *Store) Abilities() storage.Abilities {
 // path is where an object is on the server.
 func (s *Store) path(name string) string { return path.Join(s.root, name) }
 
-// fail describes an error by the object's address.
+// fail describes an error by the object's address. (A time limit of the network is a context.DeadlineExceeded, too.)
 func (s *Store) fail(op, name string, err error) error {
-	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+	if err == nil || errors.Is(err, context.Canceled) {
 		return err
 	}
 	return &fs.PathError{Op: op, Path: "sftp://" + s.o.User + "@" + net.JoinHostPort(s.o.Host, strconv.Itoa(s.o.Port)) + "/" + strings.TrimPrefix(s.path(name), "/"), Err: err}

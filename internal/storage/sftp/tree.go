@@ -7,10 +7,12 @@ import (
 	"io/fs"
 	"iter"
 	"maps"
+	"os"
 	"path"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -312,8 +314,8 @@ func removeBelow(ctx context.Context, c *conn, at string) error {
 	return nil
 }
 
-// Sweep implements storage.Sweeper: it removes temporary files, also pgBackRest's, that were last written to before the moment.
-func (s *Store) Sweep(ctx context.Context, dir string, before time.Time) (int, error) {
+// Sweep implements storage.Sweeper: it removes temporary files, also pgBackRest's. Several directories are read at once.
+func (s *Store) Sweep(ctx context.Context, dir string, age time.Duration) (int, error) {
 	err := ctx.Err()
 	if err == nil && dir != "" {
 		err = storage.CheckName(dir)
@@ -321,29 +323,91 @@ func (s *Store) Sweep(ctx context.Context, dir string, before time.Time) (int, e
 	if err != nil {
 		return 0, err
 	}
-	entries, err := s.readDir(ctx, dir)
-	if err != nil {
+	w := &sweep{s: s, before: sync.OnceValues(func() (time.Time, error) {
+		now, err := s.clock(ctx)
+		return now.Add(-age), err
+	})}
+	g, gctx := errgroup.WithContext(ctx)
+	w.g, w.slots = g, make(chan struct{}, ahead)
+	w.dir(gctx, dir)
+	err = g.Wait()
+	if cerr := ctx.Err(); cerr != nil {
+		err = cerr
+	}
+	return int(w.removed.Load()), err
+}
+
+// sweep is one Sweep. Of a tree it knows the names of the directories that are still to be read.
+type sweep struct {
+	s       *Store
+	before  func() (time.Time, error) // asked for when there is something to compare with it
+	g       *errgroup.Group
+	slots   chan struct{} // of directories read at once
+	removed atomic.Int64
+}
+
+// dir sweeps one directory and those below it, in goroutines of the group.
+func (w *sweep) dir(ctx context.Context, dir string) {
+	w.g.Go(func() error {
+		select {
+		case w.slots <- struct{}{}:
+			defer func() { <-w.slots }()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		entries, err := w.s.readDir(ctx, dir)
 		if errors.Is(err, fs.ErrNotExist) {
-			return 0, nil
+			return nil
 		}
-		return 0, s.fail("sweep", dir, err)
-	}
-	removed := 0
-	for _, e := range entries {
-		switch {
-		case e.Dir:
-			n, err := s.Sweep(ctx, e.Name, before)
-			removed += n
-			if err != nil {
-				return removed, err
-			}
-		case storage.IsTemp(e.Name) && e.ModTime.Before(before):
-			err := s.call(ctx, func(c *conn) error { return c.sftp.Remove(s.path(e.Name)) })
-			if err != nil && !errors.Is(err, fs.ErrNotExist) { // its writer may have finished after all
-				return removed, s.fail("remove", e.Name, err)
-			}
-			removed++
+		if err != nil {
+			return w.s.fail("sweep", dir, err)
 		}
+		for _, e := range entries {
+			switch {
+			case e.Dir:
+				w.dir(ctx, e.Name)
+			case storage.IsTemp(e.Name):
+				if err := w.file(ctx, e); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// file removes a temporary file that is old enough.
+func (w *sweep) file(ctx context.Context, e storage.Info) error {
+	before, err := w.before()
+	if err != nil {
+		return w.s.fail("sweep", e.Name, err)
 	}
-	return removed, nil
+	if !e.ModTime.Before(before) {
+		return nil
+	}
+	err = w.s.call(ctx, func(c *conn) error { return c.sftp.Remove(w.s.path(e.Name)) })
+	if errors.Is(err, fs.ErrNotExist) { // its writer may have finished after all
+		return nil
+	}
+	if err == nil {
+		w.removed.Add(1)
+	}
+	return w.s.fail("remove", e.Name, err)
+}
+
+// clock is the server's time, as a new file shows it.
+func (s *Store) clock(ctx context.Context) (now time.Time, err error) {
+	err = s.call(ctx, func(c *conn) error {
+		at := tempName(s.path("clock"))
+		f, err := c.sftp.OpenFile(at, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
+		if err != nil {
+			return err
+		}
+		info, err := f.Stat()
+		if err == nil {
+			now = info.ModTime()
+		}
+		return errors.Join(err, f.Close(), c.sftp.Remove(at))
+	})
+	return now, err
 }

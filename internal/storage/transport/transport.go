@@ -3,6 +3,7 @@
 package transport
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -22,11 +23,13 @@ import (
 	"holdfast/internal/storage"
 )
 
-// Defaults.
+// Defaults and bounds.
 const (
-	defaultTimeout = time.Minute // pgBackRest's io-timeout
-	connections    = 32          // kept open per host
-	keepIdle       = 90 * time.Second
+	defaultTimeout = time.Minute      // pgBackRest's io-timeout
+	dialTimeout    = 10 * time.Second // of a connection that nobody answers; Timeout if that is shorter
+	connections    = 32               // kept open per host
+	keepIdle       = 30 * time.Second
+	ioBuffer       = 64 << 10 // bytes read and written at once on a connection
 )
 
 // Options says how a store is reached.
@@ -35,74 +38,102 @@ type Options struct {
 	CAPath        string        // directory of such files
 	SkipVerifyTLS bool          // accept any certificate; for tests of an operator's network
 	Timeout       time.Duration // longest silence of the other side before a request is given up; 0: one minute
+	Connections   int           // kept open per host; 0: 32
+	// Connect is the host, :port or host:port to connect to where it is not what the URL says. As pgBackRest has it, the
+	// certificate is then that of the host which is connected to, and no proxy is asked.
+	Connect string
+	Direct  bool // ask no proxy: for what is only reached from this host, as a metadata server
+	// Proxy chooses the proxy of a request; nil: as HTTPS_PROXY, HTTP_PROXY and NO_PROXY of the environment say.
+	Proxy func(*http.Request) (*url.URL, error)
 }
 
 // Client sends requests. Its errors never show a URL: tokens are in the URLs of some stores.
-type Client struct{ http *http.Client }
+type Client struct {
+	http      *http.Client
+	transport *http.Transport
+}
 
-// New reads the certificates and returns a client. It connects to nothing.
+// New reads the certificates and returns a client: HTTP/1.1 on many connections. It connects to nothing.
 func New(o Options) (*Client, error) {
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
 	}
-	config := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: o.SkipVerifyTLS}
+	if o.Connections <= 0 {
+		o.Connections = connections
+	}
+	config := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: o.SkipVerifyTLS, ClientSessionCache: tls.NewLRUClientSessionCache(o.Connections)}
 	if o.CAFile != "" || o.CAPath != "" {
 		var err error
 		if config.RootCAs, err = authorities(o.CAFile, o.CAPath); err != nil {
 			return nil, err
 		}
 	}
-	dialer := &net.Dialer{Timeout: o.Timeout}
+	host, port := o.Connect, ""
+	if h, p, err := net.SplitHostPort(o.Connect); err == nil {
+		host, port = h, p
+	}
+	config.ServerName = host
+	dialer := &net.Dialer{Timeout: min(o.Timeout, dialTimeout)}
 	dial := func(ctx context.Context, network, address string) (net.Conn, error) {
-		c, err := dialer.DialContext(ctx, network, address)
+		h, p, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, err
+		}
+		c, err := dialer.DialContext(ctx, network, net.JoinHostPort(cmp.Or(host, h), cmp.Or(port, p)))
 		if err != nil {
 			return nil, err
 		}
 		return &watchedConn{c, o.Timeout}, nil
 	}
+	proxy := o.Proxy
+	switch {
+	case o.Direct || o.Connect != "":
+		proxy = nil
+	case proxy == nil:
+		proxy = http.ProxyFromEnvironment
+	}
 	// HTTP/2 would send everything through one connection, whose window bounds the throughput over a long way.
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
-	return &Client{&http.Client{
-		Transport: &http.Transport{DialContext: dial, TLSClientConfig: config, TLSHandshakeTimeout: o.Timeout, MaxIdleConns: connections,
-			MaxIdleConnsPerHost: connections, IdleConnTimeout: keepIdle, DisableCompression: true, Protocols: protocols},
-		// Following would take the credentials along to wherever the answer says.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}, nil
+	t := &http.Transport{Proxy: proxy, DialContext: dial, TLSClientConfig: config, TLSHandshakeTimeout: min(o.Timeout, dialTimeout), ResponseHeaderTimeout: o.Timeout,
+		MaxIdleConns: 2 * o.Connections, MaxIdleConnsPerHost: 2 * o.Connections, IdleConnTimeout: keepIdle, DisableCompression: true, Protocols: protocols,
+		ReadBufferSize: ioBuffer, WriteBufferSize: ioBuffer}
+	// Following would take the credentials along to wherever the answer says.
+	return &Client{&http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}, t}, nil
 }
 
 // authorities reads PEM files.
 func authorities(file, dir string) (*x509.CertPool, error) {
 	pool := x509.NewCertPool()
-	files := []string{}
 	if file != "" {
-		files = append(files, file)
-	}
-	if dir != "" {
-		entries, err := os.ReadDir(dir)
+		b, err := os.ReadFile(file)
 		if err != nil {
 			return nil, fmt.Errorf("certificate authorities: %w", err)
 		}
-		for _, e := range entries {
-			if !e.IsDir() {
-				files = append(files, filepath.Join(dir, e.Name()))
-			}
+		if !pool.AppendCertsFromPEM(b) {
+			return nil, fmt.Errorf("certificate authorities: %s holds no certificate in PEM form", file)
 		}
+	}
+	if dir == "" {
+		return pool, nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("certificate authorities: %w", err)
 	}
 	found := false
-	for _, name := range files {
-		b, err := os.ReadFile(name)
+	for _, e := range entries {
+		if e.IsDir() || strings.HasPrefix(e.Name(), ".") {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
 		if err != nil {
 			return nil, fmt.Errorf("certificate authorities: %w", err)
 		}
-		ok := pool.AppendCertsFromPEM(b)
-		if !ok && name == file {
-			return nil, fmt.Errorf("certificate authorities: %s holds no PEM certificate", file)
-		}
-		found = found || ok
+		found = pool.AppendCertsFromPEM(b) || found
 	}
 	if !found {
-		return nil, fmt.Errorf("certificate authorities: no PEM certificate is in %s", dir)
+		return nil, fmt.Errorf("certificate authorities: no file in %s holds a certificate in PEM form", dir)
 	}
 	return pool, nil
 }
@@ -115,13 +146,13 @@ type watchedConn struct {
 
 // Read implements io.Reader.
 func (c *watchedConn) Read(p []byte) (int, error) {
-	if err := c.SetDeadline(time.Now().Add(c.timeout)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(c.timeout)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Read(p)
 }
 
-// Write implements io.Writer.
+// Write implements io.Writer. It also prolongs the read that waits for its answer.
 func (c *watchedConn) Write(p []byte) (int, error) {
 	if err := c.SetDeadline(time.Now().Add(c.timeout)); err != nil {
 		return 0, err
@@ -141,6 +172,9 @@ func (c *Client) Do(req *http.Request) (*http.Response, error) {
 
 // HTTP is the client for a library that wants one. What it returns must go through Error before anybody sees it.
 func (c *Client) HTTP() *http.Client { return c.http }
+
+// CloseIdle gives back the connections that nobody uses at the moment. Nothing is lost without.
+func (c *Client) CloseIdle() { c.transport.CloseIdleConnections() }
 
 // Error is err without the URL that package net/http puts into it, marked temporary if it is worth repeating and unavailable
 // otherwise.
@@ -180,15 +214,17 @@ func TemporaryStatus(code int) bool {
 }
 
 // Mark makes an error out of an answer's status: fs.ErrNotExist for 404, temporary with the pause that the store asks for
-// where a repetition may help, unavailable where the store does not admit us, err itself otherwise.
+// where a repetition may help, err itself where the answer is about the object (a condition that does not hold, a range that
+// it has not), and unavailable for every other: the store does not admit us, does not know what it was asked, or is not
+// the store, and nothing follows for the object.
 func Mark(err error, code int, header http.Header) error {
 	switch {
 	case code == http.StatusNotFound:
 		return fmt.Errorf("%w (%w)", fs.ErrNotExist, err)
-	case code == http.StatusUnauthorized || code == http.StatusForbidden:
-		return storage.Unavailable(err)
-	case !TemporaryStatus(code):
+	case code == http.StatusConflict || code == http.StatusGone || code == http.StatusPreconditionFailed || code == http.StatusRequestedRangeNotSatisfiable:
 		return err
+	case !TemporaryStatus(code):
+		return storage.Unavailable(err)
 	}
 	if s, perr := strconv.Atoi(header.Get("Retry-After")); perr == nil && s > 0 {
 		return storage.TemporaryAfter(err, time.Duration(s)*time.Second)
