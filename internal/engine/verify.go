@@ -279,11 +279,7 @@ func (v *verifier) backup(ctx context.Context, label repo.Label) error {
 		v.res.Verdicts = append(v.res.Verdicts, Verdict{Label: label, Status: VerdictManifestMissing})
 		return nil
 	}
-	if line := v.bi.Find(label); line != nil {
-		if got := m.BackupLine(); got.Type != line.Type || got.Prior != line.Prior || got.ArchiveStart != line.ArchiveStart || got.ArchiveStop != line.ArchiveStop || got.DBID != line.DBID {
-			v.find(label, name, "backup.info and the manifest disagree on type, prior or WAL range")
-		}
-	}
+	v.listedAs(m, name)
 	var total int64
 	for i := range m.Files {
 		if m.Files[i].Reference == "" || v.set != "" {
@@ -347,6 +343,14 @@ func (v *verifier) backup(ctx context.Context, label repo.Label) error {
 	}
 	v.res.Verdicts = append(v.res.Verdicts, verdict)
 	return nil
+}
+
+// listedAs compares a manifest, which is the object name, with its line in backup.info.
+func (v *verifier) listedAs(m *repo.Manifest, name string) {
+	line, got := v.bi.Find(m.Label), m.BackupLine()
+	if line != nil && (got.Type != line.Type || got.Prior != line.Prior || got.ArchiveStart != line.ArchiveStart || got.ArchiveStop != line.ArchiveStop || got.DBID != line.DBID) {
+		v.find(m.Label, name, "backup.info and the manifest disagree on type, prior or WAL range")
+	}
 }
 
 // verifyCrew is an errgroup whose members take turns.

@@ -197,8 +197,11 @@ func status(err error) int {
 // refusal is the error that an answer is. Only the store itself says that an object is missing: 404 also comes from a proxy, and
 // of a bucket.
 func refusal(resp *http.Response) error {
-	text, own := message(resp.Body)
+	text, own, err := message(resp.Body)
 	said := &statusError{resp.StatusCode, text}
+	if err != nil && said.code == http.StatusNotFound { // it broke off before it said of what
+		return storage.Temporary(said)
+	}
 	if said.code == http.StatusNotFound && (!own || strings.Contains(text, "bucket does not exist")) {
 		return storage.Unavailable(said)
 	}
@@ -209,10 +212,10 @@ func refusal(resp *http.Response) error {
 const noObject = "No such object"
 
 // message is what the store says in the body of an error. own: it is said as this store says it.
-func message(body io.Reader) (text string, own bool) {
+func message(body io.Reader) (text string, own bool, err error) {
 	b, err := io.ReadAll(io.LimitReader(body, 16<<10))
 	if err != nil {
-		return "", false
+		return "", false, err
 	}
 	var e struct {
 		Error struct {
@@ -220,10 +223,10 @@ func message(body io.Reader) (text string, own bool) {
 		} `json:"error"`
 	}
 	if json.Unmarshal(b, &e) == nil && e.Error.Message != "" {
-		return e.Error.Message, true
+		return e.Error.Message, true, nil
 	}
 	text = strings.TrimSpace(string(b))
-	return text[:min(len(text), 200)], strings.HasPrefix(text, noObject)
+	return text[:min(len(text), 200)], strings.HasPrefix(text, noObject), nil
 }
 
 // decode reads a JSON answer.
