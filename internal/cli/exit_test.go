@@ -104,6 +104,7 @@ var sentinels = map[string]struct {
 	"repo.ErrLocked":              {repo.ErrLocked, exitBusy},
 	"repo.ErrTrailingData":        {repo.ErrTrailingData, exitFailed},
 	"repo.LockedError":            {&repo.LockedError{}, exitBusy},
+	"repo.UnlistedError":          {&repo.UnlistedError{Err: storage.ErrUnavailable}, exitAway},
 	"s3.Error":                    {&s3.Error{}, exitAway},
 	"sftp.ErrAuth":                {sftp.ErrAuth, exitAway},
 	"sftp.ErrHostKey":             {sftp.ErrHostKey, exitAway},
