@@ -70,7 +70,7 @@ func runDaemon(ctx context.Context, env *Env, in *instance.Instance) error {
 	if err := durable.MkdirAllOwned(in.LockDir(), 0o750, owner); err != nil {
 		return err
 	}
-	info, err := json.Marshal(daemonInfo{os.Getpid(), time.Now().UTC().Truncate(time.Second)})
+	info, err := json.Marshal(daemonInfo{PID: os.Getpid(), Since: time.Now().UTC().Truncate(time.Second), Run: env.ExecID, Namespace: pidNamespace()})
 	if err != nil {
 		return err
 	}
