@@ -22,6 +22,8 @@
 //	cli ─► conf                  the parameter table and its store ─► durable schedule
 //	       kit                   the recovery kit: its document, and how age encrypts it
 //	       backrest              pgBackRest's command line, environment and configuration files
+//	       runlog                the log of runs: its lines, and reading it while it grows and rotates
+//	       scrub                 takes secrets out of texts for somebody else
 //	       instance              root directory, disks, shell, init script ─► durable
 //	       schedule  notify      calendar arithmetic and the loop; delivering a message
 //	       durable               crash-safe file replacement

@@ -34,9 +34,11 @@ var allowed = map[string][]string{
 	"internal/cli": {
 		"internal/web", "internal/action", "internal/eventbus", "internal/engine", "internal/repo", "internal/catalog",
 		"internal/storage", "internal/storage/s3", "internal/storage/gcs", "internal/storage/azure", "internal/storage/sftp", "internal/pg", "internal/tarball", "internal/instance", "internal/schedule", "internal/conf",
-		"internal/notify", "internal/durable", "internal/backrest", "internal/kit",
+		"internal/notify", "internal/durable", "internal/backrest", "internal/kit", "internal/runlog", "internal/scrub",
 	},
 	"internal/kit":      {},
+	"internal/runlog":   {},
+	"internal/scrub":    {},
 	"internal/backrest": {},
 	"internal/web":      {"internal/action", "internal/catalog", "internal/conf"},
 	"internal/action": {

@@ -32,6 +32,7 @@ type Options struct {
 	Program    string // of Holdfast
 	Host       string
 	ExecID     string // "<pid>-<8 hex>": who holds locks
+	Yields     bool   // the verbs of this App may be ended for another at any time (Wanted)
 
 	Mode           catalog.Mode
 	RepoDir        string                                    // repository: the separate one (apart) or the staging one (included)
@@ -121,6 +122,8 @@ type BusyError struct {
 	Verb  string // "backup_all", "restore", "sets copy", …
 	Exec  string
 	Since time.Time
+
+	Yields bool // it gives way to who asks: see awaitYield
 }
 
 func (e *BusyError) Error() string {
@@ -138,14 +141,27 @@ type holder struct {
 	Verb  string    `json:"verb"`
 	Exec  string    `json:"exec"`
 	Since time.Time `json:"since"`
+
+	Yields bool `json:"yields,omitempty"` // Options.Yields
 }
 
-// lock keeps every other backup_all, restore and deletion on this instance out. The error names who holds it.
-func (a *App) lock(verb string) (func() error, error) {
+// lock keeps every other backup_all, restore and deletion on this instance out. A holder that gives way is asked to, and waited
+// for until ctx ends. The error names who holds it.
+func (a *App) lock(ctx context.Context, verb string) (func() error, error) {
+	unlock, err := a.tryLock(verb)
+	var busy *BusyError
+	if !a.o.Yields && errors.As(err, &busy) && busy.Yields {
+		return a.awaitYield(ctx, verb, busy)
+	}
+	return unlock, err
+}
+
+// tryLock is lock that does not wait.
+func (a *App) tryLock(verb string) (func() error, error) {
 	if err := durable.MkdirAllOwned(filepath.Dir(a.o.LockPath), 0o750, a.o.Owner); err != nil {
 		return nil, err
 	}
-	text, err := json.Marshal(holder{verb, a.o.ExecID, a.o.Now().UTC().Truncate(time.Second)})
+	text, err := json.Marshal(holder{verb, a.o.ExecID, a.o.Now().UTC().Truncate(time.Second), a.o.Yields})
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +172,7 @@ func (a *App) lock(verb string) (func() error, error) {
 		if json.Unmarshal(locked.Info, &h) != nil {
 			h = holder{}
 		}
-		return nil, &BusyError{Path: a.o.LockPath, Verb: h.Verb, Exec: h.Exec, Since: h.Since}
+		return nil, &BusyError{Path: a.o.LockPath, Verb: h.Verb, Exec: h.Exec, Since: h.Since, Yields: h.Yields}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock the instance: %w", err)

@@ -31,7 +31,7 @@ var ErrRestart = errors.New("PostgreSQL has to be restarted once")
 // and waits until it is in the archive. Where archive_mode was off PostgreSQL needs a restart: ErrRestart says so, with
 // everything else done. It can be repeated.
 func (a *App) EnableArchiving(ctx context.Context) ([]ArchivingResult, error) {
-	unlock, err := a.lock("enable_backupv2")
+	unlock, err := a.lock(ctx, "enable_backupv2")
 	if err != nil {
 		return nil, err
 	}

@@ -135,7 +135,7 @@ type clusterBackup struct {
 // error is not nil (nil set: nothing was begun). Cancelled: PostgreSQL is out of backup mode, no tarball appears, the next
 // run clears what was left.
 func (a *App) BackupAll(ctx context.Context) (*catalog.Set, error) {
-	unlock, err := a.lock("backup_all")
+	unlock, err := a.lock(ctx, "backup_all")
 	if err != nil {
 		return nil, err
 	}
@@ -593,7 +593,7 @@ func (a *App) settleUnfinished(ctx context.Context) (completed []*catalog.Set, e
 // Settle does now what the next run would do first: a dead run's set that was complete in substance gets its final names, and
 // what comes after a set; the others are marked failed; staging is emptied. It returns the sets that it completed.
 func (a *App) Settle(ctx context.Context) ([]*catalog.Set, error) {
-	unlock, err := a.lock("settle")
+	unlock, err := a.lock(ctx, "settle")
 	if err != nil {
 		return nil, err
 	}

@@ -48,7 +48,7 @@ func (a *App) CopySets(ctx context.Context) (*CopyReport, error) {
 	if _, err := a.store(); err != nil {
 		return nil, err
 	}
-	unlock, err := a.lock("sets copy")
+	unlock, err := a.lock(ctx, "sets copy")
 	if err != nil {
 		return nil, err
 	}

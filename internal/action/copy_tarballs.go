@@ -271,7 +271,7 @@ func (a *App) FetchSet(ctx context.Context, id string) (*catalog.Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	unlock, err := a.lock("sets fetch")
+	unlock, err := a.lock(ctx, "sets fetch")
 	if err != nil {
 		return nil, err
 	}

@@ -237,7 +237,7 @@ func clearPlace(j *journal, dir string, own bool) (kept string, err error) {
 
 // GiveBack undoes an interrupted restore. done is false when there is none.
 func (a *App) GiveBack(ctx context.Context) (done bool, err error) {
-	unlock, err := a.lock("give back")
+	unlock, err := a.lock(ctx, "give back")
 	if err != nil {
 		return false, err
 	}

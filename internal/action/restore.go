@@ -67,7 +67,7 @@ func (p *RestorePlan) Run(ctx context.Context) (*RestoreResult, error) {
 	if len(p.Missing) > 0 {
 		return nil, fmt.Errorf("nothing was changed: %s", strings.Join(p.Missing, "; "))
 	}
-	unlock, err := p.a.lock("destructive_restore_all")
+	unlock, err := p.a.lock(ctx, "destructive_restore_all")
 	if err != nil {
 		return nil, err
 	}

@@ -71,7 +71,7 @@ func pointsOf(s *catalog.Set) []catalog.PostgresPoint {
 // PostgreSQL's backup and WAL object by object. The verdict is put into the catalogue and returned; findings are not an
 // error, err is what kept it from looking.
 func (a *App) VerifySet(ctx context.Context, id string) (*catalog.Verdict, error) {
-	unlock, err := a.lock("sets verify")
+	unlock, err := a.lock(ctx, "sets verify")
 	if err != nil {
 		return nil, err
 	}
@@ -240,7 +240,7 @@ func otherSets(sets []*catalog.Set, id string, rp *engine.RemovePlan) []string {
 
 // Run deletes. The catalogue entry is failed first and removed last, so that a deletion which dies is seen and repeated.
 func (p *DeletePlan) Run(ctx context.Context) error {
-	unlock, err := p.a.lock("sets delete")
+	unlock, err := p.a.lock(ctx, "sets delete")
 	if err != nil {
 		return err
 	}

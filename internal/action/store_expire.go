@@ -174,7 +174,7 @@ func (a *App) PlanExpireStore(ctx context.Context) (*StoreExpiry, error) {
 
 // Run removes. What was removed before an error stays so; another call goes on.
 func (e *StoreExpiry) Run(ctx context.Context) ([]string, error) {
-	unlock, err := e.a.lock("sets expire-store")
+	unlock, err := e.a.lock(ctx, "sets expire-store")
 	if err != nil {
 		return nil, err
 	}

@@ -112,16 +112,19 @@ func backupAll(ctx context.Context, env *Env, f actionFlags) error {
 func makeBackup(ctx context.Context, w *wired, l *listener) (*catalog.Set, []string, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, w.values.Duration(conf.KeyChefTimeout), errTimeout)
 	defer cancel()
+	w.log.began("backup_all")
 	set, err := w.app.BackupAll(ctx)
 	warnings := l.done()
 	if errors.Is(context.Cause(ctx), errTimeout) && err != nil {
 		err = fmt.Errorf("%w: %v", errTimeout, err)
 	}
-	w.log.ended("backup_all", err)
 	if err != nil {
+		w.log.ended("backup_all", err)
 		return nil, nil, err
 	}
-	return set, append(warnings, set.Warnings...), nil
+	warnings = append(warnings, set.Warnings...)
+	w.log.endedWith("backup_all", nil, len(warnings), set.ID)
+	return set, warnings, nil
 }
 
 var errTimeout = errors.New("the run exceeded alation.backup.chef_timeout")
@@ -143,6 +146,7 @@ func enableArchiving(ctx context.Context, env *Env, f actionFlags) error {
 	if err != nil {
 		return err
 	}
+	w.log.began("enable_backupv2")
 	results, err := w.app.EnableArchiving(ctx)
 	l.done()
 	w.log.ended("enable_backupv2", err)
@@ -222,6 +226,7 @@ func restoreAll(ctx context.Context, env *Env, f actionFlags, rf restoreFlags) e
 			return err
 		}
 	}
+	w.log.began("restore")
 	res, err := plan.Run(ctx)
 	warnings := l.done()
 	w.log.ended("restore", err)

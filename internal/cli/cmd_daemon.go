@@ -70,7 +70,7 @@ func runDaemon(ctx context.Context, env *Env, in *instance.Instance) error {
 	if err := durable.MkdirAllOwned(in.LockDir(), 0o750, owner); err != nil {
 		return err
 	}
-	info, err := json.Marshal(daemonInfo{os.Getpid(), time.Now().UTC().Truncate(time.Second)})
+	info, err := json.Marshal(daemonInfo{PID: os.Getpid(), Since: time.Now().UTC().Truncate(time.Second), Run: env.ExecID, Namespace: pidNamespace()})
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func runDaemon(ctx context.Context, env *Env, in *instance.Instance) error {
 		return err
 	}
 	n := newNotifier(env)
-	d, err := newDaemon(env, in, func() error { return n.say("READY=1", "STATUS=see: holdfast schedule show --root "+in.Dir()) })
+	d, err := newDaemon(env, in, n, func() error { return n.say("READY=1", "STATUS=see: holdfast schedule show --root "+in.Dir()) })
 	if err == nil {
 		d.say("", fmt.Sprintf("daemon: %s, instance %s, process %d", programVersion(), in.Dir(), os.Getpid()))
 		stopping := context.AfterFunc(ctx, func() { // a run that has to get out of what it does may take longer than the watchdog waits
@@ -159,7 +159,7 @@ func (r *root) background(ctx context.Context, in *instance.Instance) (pid int, 
 		return 0, fmt.Errorf("start the daemon: %w", err)
 	}
 	defer ear.Close() // nothing was written to it here
-	errFile := filepath.Join(in.LockDir(), "daemon.err")
+	errFile := daemonErrors(in)
 	out, err := os.OpenFile(errFile, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return 0, fmt.Errorf("start the daemon: %w", err)
@@ -237,7 +237,7 @@ func (r *root) daemonStop() *cobra.Command {
 					return err
 				}
 				if time.Now().After(deadline) {
-					return fmt.Errorf("the daemon, %s, has not ended after %s: it is still told to; see %s", running, stopWait, filepath.Join(in.LogDir(), "alation_backup.log"))
+					return fmt.Errorf("the daemon, %s, has not ended after %s: it is still told to; see %s", running, stopWait, logPath(in.LogDir()))
 				}
 				select {
 				case <-cmd.Context().Done():
@@ -265,6 +265,9 @@ func (r *root) signalDaemon(sig unix.Signal) (*instance.Instance, *daemonInfo, e
 	running, err := runningDaemon(in)
 	if err != nil {
 		return in, nil, err
+	}
+	if running != nil && running.elsewhere() {
+		return in, nil, &refusedError{fmt.Sprintf("the daemon, %s, is one of another PID namespace, a container perhaps: run this there; nothing was done", running)}
 	}
 	if running != nil && running.PID == 0 {
 		return in, nil, fmt.Errorf("a daemon runs, but %s does not say which process: see: fuser %[1]s", daemonLock(in))
@@ -343,6 +346,9 @@ func (r *root) changeUnit(in *instance.Instance, unit []byte, install bool) erro
 		}
 	}
 	if !install {
+		if err == nil && unitEnabled(name) { // systemctl disables only a unit that is there
+			return &refusedError{fmt.Sprintf("%s is enabled, nothing was changed: first run: systemctl disable --now %s", path, name)}
+		}
 		if err == nil {
 			err = os.Remove(path)
 		}
@@ -350,7 +356,7 @@ func (r *root) changeUnit(in *instance.Instance, unit []byte, install bool) erro
 			err = nil
 		}
 		if err == nil {
-			_, err = fmt.Fprintf(r.env.Stdout, "removed %s; then: systemctl disable --now %s; systemctl daemon-reload\n", path, name)
+			_, err = fmt.Fprintf(r.env.Stdout, "removed %s; then: systemctl daemon-reload\n", path)
 		}
 		return err
 	}

@@ -126,6 +126,7 @@ keeps the instance from it: then this is run with credentials that may remove, w
 					return err
 				}
 			}
+			w.log.began("sets expire-store")
 			removed, err := plan.Run(cmd.Context())
 			l.done()
 			w.log.ended("sets expire-store", err)

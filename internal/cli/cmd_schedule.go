@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -44,13 +46,14 @@ type scheduleView struct {
 	Unit     string        `json:"unit,omitempty"` // systemd's, if it is enabled
 	Jobs     []jobView     `json:"jobs"`
 	Cron     []foundInCron `json:"cron"`
+	Unseen   bool          `json:"root_crontab_unseen,omitempty"` // who asks may not read root's crontab, where the line would be
 	Warnings []string      `json:"warnings"`
 }
 
 type jobView struct {
 	Name  string        `json:"name"`
 	Times string        `json:"times"`
-	Next  time.Time     `json:"next,omitzero"`
+	Next  time.Time     `json:"next,omitzero"` // not after now: it is owed, and done as soon as it can be
 	Last  *schedule.Run `json:"last,omitempty"`
 }
 
@@ -86,16 +89,36 @@ func (r *root) view(ctx context.Context) (*scheduleView, error) {
 			return nil, err
 		}
 		j := jobView{Name: name, Times: spec.String(), Last: state.Jobs[name].Last}
-		if j.Next = spec.Next(r.env.Now()); v.Daemon == nil {
-			j.Next = time.Time{}
+		if v.Daemon != nil {
+			j.Next = nextRun(state.Jobs[name], spec, r.env.Now())
 		}
 		v.Jobs = append(v.Jobs, j)
 	}
+	v.Unseen = cronUnseen(in.Dir(), os.Geteuid())
 	if err := r.lookAtCron(ctx, in, v); err != nil {
 		v.Warnings = append(v.Warnings, err.Error())
 	}
 	v.bothOrNeither()
 	return v, nil
+}
+
+// nextRun is when a job runs next: a time that is owed is not after now. What was noted of another Spec says nothing of this one.
+func nextRun(j schedule.JobState, spec schedule.Spec, now time.Time) time.Time {
+	if j.Spec == spec.String() && !j.Settled.IsZero() && !j.Settled.After(now) {
+		return j.Next(spec)
+	}
+	return spec.Next(now)
+}
+
+// cronUnseen reports whether the crontab that uid may read is not the one in which the instance's line would be: an instance that is
+// root's is backed up from root's.
+func cronUnseen(dir string, uid int) bool {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return false
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && st.Uid == 0 && uid != 0
 }
 
 // lookAtCron finds the lines of cron that back the instance up.
@@ -134,6 +157,8 @@ func (v *scheduleView) bothOrNeither() {
 	case len(v.Cron) > 1:
 		v.Warnings = append(v.Warnings, fmt.Sprintf("cron has %d lines that back this instance up: holdfast schedule cron --install leaves one", len(v.Cron)))
 	case len(v.Cron) > 0:
+	case v.Unseen && !(v.Enabled && daemon):
+		v.Warnings = append(v.Warnings, "whether cron has a line for it can't be told: it would be in root's crontab, which this user may not read; see: sudo holdfast schedule show")
 	case v.Enabled && v.Daemon == nil && v.Unit != "":
 		v.Warnings = append(v.Warnings, fmt.Sprintf("no backup runs by itself: %s is enabled, but no daemon is running: systemctl status %[1]s", v.Unit))
 	case !v.Enabled:
@@ -189,6 +214,9 @@ func (e *Env) printSchedule(v *scheduleView) error {
 		row := []string{j.Name, j.Times, "-", "-", "-"}
 		if !j.Next.IsZero() {
 			row[2] = j.Next.Format("2006-01-02 15:04:05 MST")
+			if !j.Next.After(e.Now()) {
+				row[2] += ", owed"
+			}
 		}
 		if j.Last != nil {
 			row[3], row[4] = j.Last.Started.UTC().Format("2006-01-02 15:04:05 MST"), outcome(j.Last)
@@ -226,7 +254,8 @@ func outcome(r *schedule.Run) string {
 
 func (r *root) scheduleNext() *cobra.Command {
 	return &cobra.Command{Use: "next [N]", Short: "print the next N times of the schedule (default 5)", Args: cobra.MaximumNArgs(1),
-		Long: `Prints the next times at which the parameters schedule a backup, whether the schedule is on or not: in the schedule's zone and in UTC.`,
+		Long: `Prints the next times at which the parameters schedule a backup, whether the schedule is on or not: in the schedule's zone and in UTC.
+A time that was missed, or whose run was interrupted, comes first: the daemon makes it up as soon as it can.`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			n := 5
 			if len(args) > 0 {
@@ -235,7 +264,7 @@ func (r *root) scheduleNext() *cobra.Command {
 					return &usageError{fmt.Sprintf("schedule next: %q is no number from 1 to 10000", args[0])}
 				}
 			}
-			_, values, err := r.scheduled()
+			in, values, err := r.scheduled()
 			if err != nil {
 				return err
 			}
@@ -243,8 +272,19 @@ func (r *root) scheduleNext() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			times := []time.Time{}
-			for t := spec.Next(r.env.Now()); len(times) < n && !t.IsZero(); t = spec.Next(t) {
+			file, err := newStateFile(in)
+			if err != nil {
+				return err
+			}
+			state, err := file.Load()
+			if err != nil {
+				return err
+			}
+			times, now := []time.Time{}, r.env.Now()
+			if owed := nextRun(state.Jobs[jobBackup], spec, now); !owed.IsZero() && !owed.After(now) && values.Bool(conf.KeySnapshotEnabled) {
+				times = append(times, owed)
+			}
+			for t := spec.Next(now); len(times) < n && !t.IsZero(); t = spec.Next(t) {
 				times = append(times, t)
 			}
 			if r.f.json {
@@ -255,6 +295,9 @@ func (r *root) scheduleNext() *cobra.Command {
 				p.f("%s", t.Format("Mon 2006-01-02 15:04:05 MST"))
 				if t.Location() != time.UTC {
 					p.f("  %s", t.UTC().Format("2006-01-02 15:04:05 MST"))
+				}
+				if !t.After(now) {
+					p.f("  owed")
 				}
 				p.f("\n")
 			}
@@ -361,35 +404,17 @@ func (r *root) cron(ctx context.Context, install, remove bool) (*cronResult, err
 		return nil, err
 	}
 	if !exact && !remove {
-		res.Warnings = append(res.Warnings, fmt.Sprintf("cron counts in the host's time (%s), the schedule in %s: the line is right at most until a clock is changed; the daemon always is", r.env.Now().Local().Format("MST"), values.String(conf.KeyScheduleZone)))
+		res.Warnings = append(res.Warnings, cronZoneWarning(values, r.env.Now()))
 	}
 	if !install && !remove {
 		return res, nil
 	}
-	tab := crontab{r.env}
-	text, err := tab.read(ctx)
-	if err != nil {
-		return nil, err
-	}
-	entries, line := in.CronEntries(text), res.Line
+	line := res.Line
 	if remove {
 		line = ""
 	}
-	for _, e := range entries {
-		if e.More && !e.Ours {
-			return nil, &refusedError{fmt.Sprintf("line %d of the crontab does more than back this instance up, nothing was changed: take the backup out of it with crontab -e, then run this again: %s", e.Number, e.Text)}
-		}
-	}
-	after := instance.EditCrontab(text, entries, line)
-	for _, e := range entries {
-		if e.Text != line {
-			res.Removed = append(res.Removed, e.Text)
-		}
-	}
-	if after != text {
-		if err := tab.write(ctx, after); err != nil {
-			return nil, err
-		}
+	if err := r.editCrontab(ctx, in, line, res); err != nil {
+		return nil, err
 	}
 	res.Installed = install
 	v, err := r.view(ctx)
@@ -398,4 +423,57 @@ func (r *root) cron(ctx context.Context, install, remove bool) (*cronResult, err
 	}
 	res.Warnings = append(res.Warnings, v.Warnings...)
 	return res, nil
+}
+
+// cronZoneWarning says what becomes of times that cron counts otherwise than the schedule.
+func cronZoneWarning(values *conf.Values, now time.Time) string {
+	here, zone := now.Local().Format("MST"), values.String(conf.KeyScheduleZone)
+	if values.String(conf.KeyScheduleBackup) != "" {
+		return fmt.Sprintf("the line has the times of schedule.backup as they are, and cron takes them for the host's time (%s), not for %s: write schedule.backup for the host's time, or leave it to the daemon, which goes by the zone", here, zone)
+	}
+	return fmt.Sprintf("cron counts in the host's time (%s), the schedule in %s: the line is right at most until a clock is changed; the daemon always is", here, zone)
+}
+
+// editTries is how often an edit of the crontab is begun anew because somebody else edits it, too.
+const editTries = 5
+
+// editCrontab puts line (empty: none) in the place of what backs the instance up. crontab(1) knows no lock: what somebody else writes
+// between our reading and our writing would be lost without a word. So it is read once more just before it is written, and again
+// afterwards, and the edit is done anew on what is there then.
+func (r *root) editCrontab(ctx context.Context, in *instance.Instance, line string, res *cronResult) error {
+	tab := crontab{r.env}
+	text, err := tab.read(ctx)
+	for range editTries {
+		if err != nil {
+			return err
+		}
+		entries := in.CronEntries(text)
+		for _, e := range entries {
+			if e.More && !e.Ours {
+				return &refusedError{fmt.Sprintf("line %d of the crontab does more than back this instance up, nothing was changed: take the backup out of it with crontab -e, then run this again: %s", e.Number, e.Text)}
+			}
+		}
+		after := instance.EditCrontab(text, entries, line)
+		for _, e := range entries {
+			if e.Text != line && !slices.Contains(res.Removed, e.Text) {
+				res.Removed = append(res.Removed, e.Text)
+			}
+		}
+		now, rerr := tab.read(ctx)
+		if rerr != nil || now != text {
+			text, err = now, rerr
+			continue
+		}
+		if after == text {
+			return nil
+		}
+		if err := tab.write(ctx, after); err != nil {
+			return err
+		}
+		if now, err = tab.read(ctx); err == nil && now == after {
+			return nil
+		}
+		text = now
+	}
+	return errors.Join(err, errors.New("the crontab is being edited by somebody else all the time: end that, then run this again"))
 }

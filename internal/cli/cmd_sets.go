@@ -179,9 +179,10 @@ end. Run between backups, from cron for instance, it keeps the time to which the
 			if err != nil {
 				return err
 			}
+			w.log.began("sets copy")
 			res, err := w.app.CopySets(cmd.Context())
 			l.done()
-			w.log.line(fmt.Sprintf("sets copy: ended: %v", err))
+			w.log.ended("sets copy", err)
 			if err != nil {
 				return err
 			}
@@ -212,9 +213,10 @@ storage. holdfast sets list --store lists what is there.`,
 			if err != nil {
 				return err
 			}
+			w.log.began("sets fetch")
 			set, err := w.app.FetchSet(cmd.Context(), args[0])
 			l.done()
-			w.log.line(fmt.Sprintf("sets fetch: ended: %v", err))
+			w.log.ended("sets fetch", err)
 			if err != nil {
 				return err
 			}

@@ -38,7 +38,7 @@ type daemon struct {
 }
 
 // newDaemon prepares the daemon of an instance.
-func newDaemon(env *Env, in *instance.Instance, ready func() error) (*daemon, error) {
+func newDaemon(env *Env, in *instance.Instance, n *notifier, ready func() error) (*daemon, error) {
 	st, err := store(in)
 	if err != nil {
 		return nil, err
@@ -47,14 +47,14 @@ func newDaemon(env *Env, in *instance.Instance, ready func() error) (*daemon, er
 	if err != nil {
 		return nil, err
 	}
-	d := &daemon{env: env, in: in, store: st, log: newRunLog(env, in.LogDir(), file.owner), notify: newNotifier(env), ready: ready, began: env.Now(), said: map[string]string{}, runs: map[string]map[string]int{}}
+	d := &daemon{env: env, in: in, store: st, log: newRunLog(env, in.LogDir(), file.owner), notify: n, ready: ready, began: env.Now(), said: map[string]string{}, runs: map[string]map[string]int{}}
 	var looks <-chan struct{}
 	if env.Hangups != nil {
 		looks, _ = env.Hangups() // for the rest of the process
 	}
 	var jobs []schedule.Job
 	for _, name := range []string{jobBackup, jobLogs, jobVerify, jobCopy} {
-		j := schedule.Job{Name: name, Yields: name == jobVerify || name == jobCopy,
+		j := schedule.Job{Name: name, Yields: givesWay(name),
 			When: func() (schedule.Spec, error) { return d.when(name) },
 			Run:  func(ctx context.Context, r schedule.Run) error { return d.run(ctx, name, r) }}
 		if name == jobBackup {
@@ -76,9 +76,9 @@ func (d *daemon) when(job string) (schedule.Spec, error) {
 }
 
 // open wires the application anew, with the parameters as they are now, for one run. The caller calls end when it is over.
-func (d *daemon) open(id string) (w *wired, l *listener, end func(), err error) {
+func (d *daemon) open(id, job string) (w *wired, l *listener, end func(), err error) {
 	env := *d.env
-	env.ExecID, env.Terminal, env.Stdout = id, false, io.Discard
+	env.ExecID, env.Terminal, env.Stdout, env.Yields = id, false, io.Discard, givesWay(job)
 	var mu sync.Mutex
 	var connections []io.Closer
 	env.Connected = func(c io.Closer) {
@@ -99,18 +99,27 @@ func (d *daemon) open(id string) (w *wired, l *listener, end func(), err error) 
 
 // run does one run of a job.
 func (d *daemon) run(ctx context.Context, job string, r schedule.Run) error {
-	w, l, end, err := d.open(r.ID)
+	if givesWay(job) {
+		given, done, err := giveWay(ctx, instanceLock(d.in))
+		if err != nil {
+			return schedule.Later(err)
+		}
+		defer done()
+		ctx = given
+	}
+	w, l, end, err := d.open(r.ID, job)
 	if err != nil {
 		return err
 	}
 	defer end()
 	text := ""
+	var warned error
 	if job == jobBackup {
 		var set *catalog.Set
 		var warnings []string
 		if set, warnings, err = makeBackup(ctx, w, l); err == nil {
 			text = "set " + set.ID
-			if warned := backupWarned(set, warnings); warned != nil {
+			if warned = backupWarned(set, warnings); warned != nil {
 				text += ": " + warned.Error()
 			}
 		}
@@ -120,7 +129,7 @@ func (d *daemon) run(ctx context.Context, job string, r schedule.Run) error {
 	}
 	if err == nil {
 		w.log.line(job + ": " + text)
-		return nil
+		return schedule.Warn(warned)
 	}
 	if verb, busy := busyWith(err); busy {
 		if job == jobBackup && verb == "backup_all" {
@@ -128,12 +137,12 @@ func (d *daemon) run(ctx context.Context, job string, r schedule.Run) error {
 		}
 		return schedule.Later(err)
 	}
-	return err
+	return afterGivingWay(ctx, err)
 }
 
 // finished settles what a dead run left, and says whether its set is complete all the same.
 func (d *daemon) finished(ctx context.Context, r schedule.Run) (bool, error) {
-	w, l, end, err := d.open(r.ID)
+	w, l, end, err := d.open(r.ID, jobBackup)
 	if err != nil {
 		return false, err
 	}
@@ -144,12 +153,18 @@ func (d *daemon) finished(ctx context.Context, r schedule.Run) (bool, error) {
 		err = nil
 	}
 	sets, _, lerr := w.app.Sets(ctx)
+	return setMade(sets, r.ID, err), errors.Join(err, lerr)
+}
+
+// setMade reports whether the run made its set. One that lacks only its final names is made if they are going to be given: not where
+// that has just failed.
+func setMade(sets []*catalog.Set, run string, settled error) bool {
 	for _, s := range sets {
-		if s.Run == r.ID && (s.State == catalog.Complete || s.State == catalog.Publishing) {
-			return true, errors.Join(err, lerr)
+		if s.Run == run && (s.State == catalog.Complete || s.State == catalog.Publishing && settled == nil) {
+			return true
 		}
 	}
-	return false, errors.Join(err, lerr)
+	return false
 }
 
 // say writes a line into the log, and on standard error for the journal.
@@ -215,11 +230,7 @@ func (d *daemon) looked() {
 		d.serve(v.String(conf.KeyMetricsListen))
 		d.lag(v)
 	}
-	text := ""
-	if err := d.notify.alive(d.env.Now()); err != nil {
-		text = err.Error()
-	}
-	d.complain("watchdog", text)
+	d.complain("watchdog", errorText(d.notify.alive(d.env.Now())))
 	if d.ready != nil {
 		if err := d.ready(); err != nil {
 			d.complain("ready", err.Error())
@@ -230,6 +241,12 @@ func (d *daemon) looked() {
 
 // serve answers HTTP where the parameter says.
 func (d *daemon) serve(addr string) {
+	if d.server != nil {
+		if d.server.Died() != nil {
+			d.say("", fmt.Sprintf("warning: metrics: nothing answers on %s any more, it is tried again: %v", d.server.Addr(), d.server.Close()))
+			d.server = nil
+		}
+	}
 	if d.server != nil && d.server.Addr() == addr || d.server == nil && addr == "" {
 		return
 	}
@@ -262,14 +279,17 @@ func (d *daemon) lag(v *conf.Values) {
 	d.complain("lag", text)
 }
 
-// behind is the time since the last complete copying began; 0 when nothing is to be copied.
+// behind is the time since the last complete copying began, or since copying was switched on; 0 when nothing is to be copied.
 func (d *daemon) behind() time.Duration {
 	for _, j := range d.loop.Status() {
 		if j.Name != jobCopy || j.Spec.Never() {
 			continue
 		}
-		since := d.began
-		if j.Good != nil {
+		since := j.Since
+		if since.IsZero() {
+			since = d.began
+		}
+		if j.Good != nil && j.Good.Started.After(since) {
 			since = j.Good.Started
 		}
 		return d.env.Now().Sub(since)
@@ -294,6 +314,9 @@ func (d *daemon) status() web.Status {
 		problem(errors.Join(damaged...))
 	}
 	problem(err)
+	if p := scriptFailed(s.Sets); p != "" {
+		s.Problems = append(s.Problems, p)
+	}
 	if behind := d.behind(); behind > 0 && v != nil {
 		s.Copy = &web.Copy{Lag: behind}
 		if n := len(s.Sets); n > 0 && s.Sets[n-1].Copy != nil {
@@ -312,6 +335,22 @@ func (d *daemon) status() web.Status {
 		}
 	}
 	return s
+}
+
+// scriptFailed says that the tarballs of the newest complete set are not where the post script was to bring them; empty: nothing
+// is wrong with it.
+func scriptFailed(sets []*catalog.Set) string {
+	for i := len(sets) - 1; i >= 0; i-- {
+		s := sets[i]
+		if s.State != catalog.Complete {
+			continue
+		}
+		if s.PostScript == nil || s.PostScript.Error == "" {
+			return ""
+		}
+		return fmt.Sprintf("the post script of set %s failed: %s", s.ID, s.PostScript.Error)
+	}
+	return ""
 }
 
 func webRun(r *schedule.Run) *web.Run {

@@ -148,6 +148,9 @@ var unmapped = map[string]string{
 	"storage.temporaryError":   "a mark for Retry, on an error that says what happened",
 	"tarball.readError":        "a mark inside the package, on an error that says what happened",
 	"schedule.ErrYield":        "ends a job of the daemon, no command",
+	"runlog.readError":         "a mark inside the package, on an error that says what happened",
+	"cli.wantedError":          "ends a job of the daemon that gives way, no command",
+	"schedule.warning":         "a job of the daemon gives it to the loop, no command ends with it",
 	"schedule.unavailable":     "a job of the daemon gives it to the loop, no command ends with it",
 }
 

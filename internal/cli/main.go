@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -47,6 +46,7 @@ type Env struct {
 	Hangups func() (hangups <-chan struct{}, end func()) // SIGHUP from now on asks for a look instead of ending the process; nil: it does not
 	Crontab string                                       // the host's crontab program; empty: the one on PATH
 
+	Yields    bool            // what is done may be ended at any time for whoever wants the instance
 	Connected func(io.Closer) // told of a connection that lives until it is closed; nil: until the process ends
 
 	Nice  func(priority int) error // sets the process's priority; nil: it stays
@@ -63,7 +63,7 @@ func Process() *Env {
 		Terminal: isTerminal(os.Stderr), StdinTerminal: isTerminal(os.Stdin), Exe: exe, Getwd: os.Getwd,
 		Kill:   func() { _ = unix.Kill(os.Getpid(), unix.SIGKILL) },
 		Stop:   stopUntilContinued,
-		ExecID: fmt.Sprintf("%d-%08x", os.Getpid(), rand.Uint32()), Nice: nice, Umask: unix.Umask, Hangups: hangups}
+		ExecID: newRunID(), Nice: nice, Umask: unix.Umask, Hangups: hangups}
 }
 
 // hangups takes SIGHUP away from everybody who waited for it, in an order that leaves no moment in which it would end the

@@ -98,6 +98,7 @@ func (r *recovery) run(ctx context.Context) (*action.RestoreResult, error) {
 	if err != nil {
 		return nil, err
 	}
+	w.log.began("recover")
 	r.step("restore", set.ID)
 	res, err := r.restore(ctx, w, set)
 	w.log.ended("recover", err)

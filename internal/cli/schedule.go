@@ -69,9 +69,6 @@ func jobSpec(v *conf.Values, job string) (schedule.Spec, error) {
 // newRunID is the id of one run: "<pid>-<8 hex>", as ExecID.
 func newRunID() string { return fmt.Sprintf("%d-%08x", os.Getpid(), rand.Uint32()) }
 
-// stateMax bounds the state file, in bytes.
-const stateMax = 1 << 20
-
 // stateFile keeps what the daemon has done, beside the lock of the instance. Only the daemon writes it.
 type stateFile struct {
 	path  string
@@ -86,16 +83,9 @@ func newStateFile(in *instance.Instance) (*stateFile, error) {
 // Load implements schedule.Store. A file that can't be read is an error with what to do: to guess would be to run twice.
 func (f *stateFile) Load() (schedule.State, error) {
 	var s schedule.State
-	info, err := os.Stat(f.path)
+	b, err := instance.ReadSmall(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
-	}
-	if err == nil && info.Size() > stateMax {
-		err = errors.New("too large")
-	}
-	var b []byte
-	if err == nil {
-		b, err = os.ReadFile(f.path)
 	}
 	if err == nil {
 		err = json.Unmarshal(b, &s)
@@ -117,11 +107,19 @@ func (f *stateFile) Save(s schedule.State) error {
 
 // daemonInfo is what a daemon says about itself in its lock file.
 type daemonInfo struct {
-	PID   int       `json:"pid"`
-	Since time.Time `json:"since"`
+	PID       int       `json:"pid"`
+	Since     time.Time `json:"since"`
+	Run       string    `json:"run,omitempty"`       // under which it is in the log
+	Namespace string    `json:"namespace,omitempty"` // in which PID is its process, as /proc/self/ns/pid names it
 }
 
+// instanceLock is held by whatever works on the instance.
+func instanceLock(in *instance.Instance) string { return filepath.Join(in.LockDir(), "instance.lock") }
+
 func daemonLock(in *instance.Instance) string { return filepath.Join(in.LockDir(), "daemon.lock") }
+
+// daemonErrors is the file with what a daemon in the background says on standard error.
+func daemonErrors(in *instance.Instance) string { return filepath.Join(in.LockDir(), "daemon.err") }
 
 // runningDaemon is the daemon of the instance; nil: none runs. A PID of 0: it does not say which process it is. It takes the daemon's lock for a moment, in which the lock says
 // nothing about its holder.
@@ -153,9 +151,27 @@ func runningDaemon(in *instance.Instance) (*daemonInfo, error) {
 	}
 }
 
+// pidNamespace names the namespace in which this process has its PID; empty: that can't be told.
+func pidNamespace() string {
+	name, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return ""
+	}
+	return name
+}
+
+// elsewhere reports whether the PID is one of another namespace: here it may be any process's.
+func (d *daemonInfo) elsewhere() bool {
+	here := pidNamespace()
+	return d.PID != 0 && d.Namespace != "" && here != "" && d.Namespace != here
+}
+
 func (d *daemonInfo) String() string {
 	if d.PID == 0 {
 		return "it has just been started"
+	}
+	if d.elsewhere() {
+		return fmt.Sprintf("process %d of the PID namespace %s since %s", d.PID, d.Namespace, d.Since.Format("2006-01-02 15:04:05 MST"))
 	}
 	return fmt.Sprintf("process %d since %s", d.PID, d.Since.Format("2006-01-02 15:04:05 MST"))
 }

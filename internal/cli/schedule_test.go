@@ -187,7 +187,7 @@ func TestRotate(t *testing.T) {
 	for _, e := range entries {
 		names = append(names, e.Name())
 	}
-	if want := "alation_backup.log alation_backup.log.2026-11-27 alation_backup.log.2026-11-28 alation_backup.log.2026-11-28.2"; err != nil || strings.Join(names, " ") != want {
+	if want := "alation_backup.jsonl alation_backup.jsonl.2026-11-27 alation_backup.jsonl.2026-11-28 alation_backup.jsonl.2026-11-28.2 alation_backup.log alation_backup.log.2026-11-27 alation_backup.log.2026-11-28 alation_backup.log.2026-11-28.2"; err != nil || strings.Join(names, " ") != want {
 		t.Errorf("%v, %v", names, err)
 	}
 	if errs.Len() > 0 {

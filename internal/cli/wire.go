@@ -88,8 +88,8 @@ func openAppAt(env *Env, root string, l *listener, asOf string, keys ...string) 
 	}
 	w := &wired{in: in, store: st, values: values, resolve: in.Resolve, asOf: asOf, keys: keys}
 	o := action.Options{Root: in.Root(), DumpDir: in.Resolve(values.Path(conf.KeyDataDumpDir)), TempDir: in.Resolve(values.Path(conf.KeyDataTempDir)),
-		LockPath: filepath.Join(in.LockDir(), "instance.lock"), JournalPath: filepath.Join(in.LockDir(), "restore.json"), LogDir: in.LogDir(),
-		Program: programVersion(), ExecID: env.ExecID, PGLockDir: stanzaLocks(in), Owner: owner, Now: env.Now, Events: l.on,
+		LockPath: instanceLock(in), JournalPath: filepath.Join(in.LockDir(), "restore.json"), LogDir: in.LogDir(),
+		Program: programVersion(), ExecID: env.ExecID, Yields: env.Yields, PGLockDir: stanzaLocks(in), Owner: owner, Now: env.Now, Events: l.on,
 		ArchiveTimeout: values.Duration(conf.KeyArchiveTimeout), Params: params(in, st),
 		ImportParams: func(ctx context.Context, dir string) ([]string, error) { return importParams(ctx, st, dir) }}
 	if o.Host, err = os.Hostname(); err != nil {

@@ -141,7 +141,7 @@ var table = []Key{
 	{Name: "files.paths", Type: List, Default: "/opt/alation/site,/data1/site_data", Since: "holdfast",
 		Help: "Files and directories of the application, seen from the instance's root."},
 	{Name: "logs.keep", Type: Int, Default: "14", Min: 1, Max: 3650, Unit: "files", Since: "holdfast",
-		Help: "Number of earlier `alation_backup.log` that the daemon keeps, and of `backup.log` below `/var/lib/pgsql`: it begins new ones every night at 0:00 UTC."},
+		Help: "Number of earlier `alation_backup.log` that the daemon keeps, of `backup.log` below `/var/lib/pgsql`, and of the `.jsonl` beside each: it begins new ones every night at 0:00 UTC."},
 	{Name: "metrics.listen", Type: Listen, Since: "holdfast",
 		Help: "Address and port on which the daemon serves `/healthz` and `/metrics`, such as `127.0.0.1:9876`. Whoever reaches it can read them: names, times and " +
 			"sizes of sets, no secrets. Empty: it serves nothing."},

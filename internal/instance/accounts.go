@@ -38,7 +38,7 @@ func (i *Instance) Accounts() (*Accounts, error) {
 // of one number the first counts, as for getpwuid(3). A file that is not there names nobody.
 func readAccounts(path string) (accountTable, error) {
 	t := accountTable{map[uint32]string{}, map[string]uint32{}}
-	text, err := readSmall(path)
+	text, err := ReadSmall(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return t, nil
 	}

@@ -115,7 +115,7 @@ func (i *Instance) checkDisk(r role) error {
 
 func readDisk(dir string) (diskID, error) {
 	var id diskID
-	data, err := readSmall(filepath.Join(dir, diskMarker))
+	data, err := ReadSmall(filepath.Join(dir, diskMarker))
 	if err != nil {
 		return id, err
 	}

@@ -398,7 +398,7 @@ func writeOurs(path string, data []byte, mode fs.FileMode) (kept bool, err error
 	case !info.Mode().IsRegular() || info.Size() > readMax:
 		return true, nil
 	}
-	have, err := readSmall(path)
+	have, err := ReadSmall(path)
 	if err != nil {
 		return false, err
 	}

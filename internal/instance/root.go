@@ -72,7 +72,7 @@ func Open(root string) (*Instance, error) {
 	if err != nil {
 		return nil, fmt.Errorf("instance %s: %w", root, err)
 	}
-	data, err := readSmall(filepath.Join(dir, markerPath))
+	data, err := ReadSmall(filepath.Join(dir, markerPath))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s: %w there: name the right one with --root, or run: holdfast init DATA_DISK BACKUP_DISK --root %s", dir, ErrNoInstance, dir)
 	}
@@ -174,7 +174,7 @@ const DefaultVersion = "10.0.0.147420"
 // Version returns the application's version, major.minor.patch.build: from the application's version file, else as given
 // to Init. A version file that lacks one of the four numbers is an error: tarballs would carry a wrong name.
 func (i *Instance) Version() (string, error) {
-	data, err := readSmall(i.Resolve(versionFile))
+	data, err := ReadSmall(i.Resolve(versionFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		if i.m.Version == "" {
 			return DefaultVersion, nil
@@ -214,8 +214,8 @@ func parseVersionFile(text string) (string, error) {
 	return strings.Join(parts, "."), nil
 }
 
-// readSmall reads a whole file of at most readMax bytes.
-func readSmall(name string) ([]byte, error) {
+// ReadSmall reads a whole file of at most readMax bytes.
+func ReadSmall(name string) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err

@@ -69,7 +69,7 @@ func (i *Instance) lookup(name string) (account, error) {
 
 // lookupFile finds a user in a chroot's etc/passwd and its groups in etc/group (passwd(5), group(5)).
 func lookupFile(root, name string) (account, error) {
-	passwd, err := readSmall(filepath.Join(root, "etc/passwd"))
+	passwd, err := ReadSmall(filepath.Join(root, "etc/passwd"))
 	if err != nil {
 		return account{}, fmt.Errorf("user %s: %w", name, err)
 	}
@@ -91,7 +91,7 @@ func lookupFile(root, name string) (account, error) {
 		return account{}, fmt.Errorf("user %s: not in %s/etc/passwd: make it first: chroot %s useradd -m %s", name, root, root, name)
 	}
 	a.groups = []uint32{uint32(a.gid)}
-	group, err := readSmall(filepath.Join(root, "etc/group"))
+	group, err := ReadSmall(filepath.Join(root, "etc/group"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return a, nil
 	}

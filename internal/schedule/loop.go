@@ -82,6 +82,20 @@ func Later(err error) error { return &unavailable{err, true} }
 // Refuse makes the error of a Run that did nothing because its like is going on elsewhere: this time is passed over.
 func Refuse(err error) error { return &unavailable{err, false} }
 
+// warning says that a run did its work.
+type warning struct{ err error }
+
+func (w *warning) Error() string { return w.err.Error() }
+func (w *warning) Unwrap() error { return w.err }
+
+// Warn makes the error of a Run that did its work, with something that needs attention; nil of nil.
+func Warn(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &warning{err}
+}
+
 // JobStatus is one job as Status shows it.
 type JobStatus struct {
 	Name    string
@@ -89,6 +103,7 @@ type JobStatus struct {
 	Next    time.Time // zero: never. Not after now: it is owed and waits
 	Last    *Run      // as it was started, while it goes on
 	Good    *Run      // the last that did its work
+	Since   time.Time // when the job was switched on; zero: it is off
 	Running bool
 }
 
@@ -329,6 +344,10 @@ func (l *Loop) refresh(job *Job, now time.Time) {
 		}
 		return
 	}
+	if state.Since.IsZero() && !spec.Never() { // noted by a version that did not
+		_ = l.change(job.Name, func(j *JobState) { j.Since = now }) // reported by change; the next look does it again
+		state = l.state.Jobs[job.Name]
+	}
 	if state.Settled.Sub(now) > backwards || spec.every > 0 && state.Settled.After(now) {
 		l.problem(job.Name, "clock", fmt.Errorf("the clock was set back to %s, before what is done already (%s): times count from now on", now.UTC().Format(time.RFC3339), state.Settled.UTC().Format(time.RFC3339)))
 		_ = l.change(job.Name, func(j *JobState) { // reported by change; the next look does it again
@@ -357,13 +376,7 @@ func (l *Loop) due(job *Job, now time.Time) bool {
 }
 
 // next is when a job is to run next; the zero time for never.
-func (l *Loop) next(name string) time.Time {
-	j, spec := l.state.Jobs[name], l.specs[name]
-	if j.Owed != nil && !spec.Never() {
-		return j.Owed.Due
-	}
-	return spec.Next(j.Settled)
-}
+func (l *Loop) next(name string) time.Time { return l.state.Jobs[name].Next(l.specs[name]) }
 
 // start notes that a run begins, and begins it. false: it can't.
 func (l *Loop) start(ctx context.Context, job *Job, now time.Time) bool {
@@ -396,9 +409,12 @@ func (l *Loop) end(ctx context.Context, err error) {
 	run := r.run
 	run.Ended = l.o.Now()
 	var u *unavailable
+	var w *warning
 	switch {
 	case err == nil:
 		run.Outcome = Done
+	case errors.As(err, &w):
+		run.Outcome = Warned
 	case errors.As(err, &u) && u.later:
 		run.Outcome = Waiting
 		l.wait[r.job.Name] = run.Ended.Add(l.o.Retry)
@@ -438,7 +454,7 @@ func (l *Loop) show() {
 	var all []JobStatus
 	for i := range l.o.Jobs {
 		name := l.o.Jobs[i].Name
-		all = append(all, JobStatus{Name: name, Spec: l.specs[name], Next: l.next(name), Last: l.state.Jobs[name].Last, Good: l.state.Jobs[name].Good, Running: l.running != nil && l.running.job.Name == name})
+		all = append(all, JobStatus{Name: name, Spec: l.specs[name], Next: l.next(name), Last: l.state.Jobs[name].Last, Good: l.state.Jobs[name].Good, Since: l.state.Jobs[name].Since, Running: l.running != nil && l.running.job.Name == name})
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -7,6 +7,7 @@ type Outcome string
 
 const (
 	Done        Outcome = "done"
+	Warned      Outcome = "warnings" // the run did its work, and something needs attention
 	Failed      Outcome = "failed"
 	Interrupted Outcome = "interrupted" // the process died, or was told to end
 	Yielded     Outcome = "yielded"     // ended for a job that does not wait
@@ -29,6 +30,7 @@ type Run struct {
 // JobState is what is known of one job.
 type JobState struct {
 	Spec    string    `json:"spec"`           // by which Settled was reckoned
+	Since   time.Time `json:"since,omitzero"` // when the job was switched on; zero: it is off, or that is not known
 	Settled time.Time `json:"settled"`        // every time up to this one has been dealt with
 	Owed    *Run      `json:"owed,omitempty"` // a time that was not, although Settled is past it: Due, Missed and Try of it
 	Last    *Run      `json:"last,omitempty"` // the run that was started last
@@ -108,14 +110,28 @@ func (j *JobState) adopt(s Spec, now time.Time) {
 			j.owe(Run{Due: last, Missed: n - 1})
 		}
 	}
+	switch {
+	case s.Never():
+		j.Since = time.Time{}
+	case j.Since.IsZero() || err != nil || old.Never():
+		j.Since = now
+	}
 	j.Spec, j.Settled = s.String(), now.Add(-s.every)
+}
+
+// Next is when the job is to run next by the Spec: a time that is not after now is owed, and due as soon as it can be. The zero time: never.
+func (j JobState) Next(s Spec) time.Time {
+	if j.Owed != nil && !s.Never() {
+		return j.Owed.Due
+	}
+	return s.Next(j.Settled)
 }
 
 // ended notes how a run ended and what is owed because of that.
 func (j *JobState) ended(r Run) {
 	last := r
 	j.Last = &last
-	if r.Outcome == Done {
+	if r.Outcome == Done || r.Outcome == Warned {
 		j.Good = &last
 	}
 	spec, err := Parse(j.Spec)

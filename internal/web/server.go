@@ -52,6 +52,7 @@ type Server struct {
 	addr   string
 	http   *http.Server
 	failed chan error
+	died   error // what came of failed
 }
 
 // Listen begins to answer on addr, host:port. Close ends it.
@@ -69,6 +70,17 @@ func Listen(addr string, status func() Status) (*Server, error) {
 // Addr is what Listen was given.
 func (s *Server) Addr() string { return s.addr }
 
+// Died is why the server has ended by itself; nil: it goes on. It is for the goroutine that calls Close.
+func (s *Server) Died() error {
+	if s.died == nil {
+		select {
+		case s.died = <-s.failed:
+		default:
+		}
+	}
+	return s.died
+}
+
 // Close ends the server; questions that are being answered get a moment.
 func (s *Server) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
@@ -77,8 +89,11 @@ func (s *Server) Close() error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = s.http.Close()
 	}
-	if serve := <-s.failed; !errors.Is(serve, http.ErrServerClosed) {
-		err = errors.Join(err, serve)
+	if s.Died() == nil {
+		s.died = <-s.failed
+	}
+	if !errors.Is(s.died, http.ErrServerClosed) {
+		err = errors.Join(err, s.died)
 	}
 	return err
 }

@@ -166,6 +166,15 @@ func secrets(t *testing.T, apart bool) {
 		t.Errorf("PostgreSQL's settings show %v", found)
 	}
 	closedBelow(t, own...)
+	bundle := filepath.Join(w.Dir, "unpacked", "support")
+	must(t, os.MkdirAll(bundle, 0o755))
+	must(t, os.Chmod(bundle, 0o777)) // whoever the commands run as
+	if out := ok(t, w, "holdfast", "support-bundle", "-o", bundle+"/b.tar.gz"); !strings.Contains(out, "logs/alation_backup.log") || len(shows([]byte(out))) > 0 {
+		t.Error(out)
+	}
+	if out, err := exec.Command("tar", "xzf", bundle+"/b.tar.gz", "-C", bundle).CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
 	for _, n := range mustTarballs(t, w) {
 		dir := filepath.Join(w.Dir, "unpacked", n)
 		must(t, os.MkdirAll(dir, 0o700))

@@ -343,7 +343,7 @@ func stepsOf(t *testing.T, w *world.World, verbs ...string) []string {
 	for _, m := range regexp.MustCompile(`(?m)^\S+ \S+ ([a-z_]+): ([a-z-]+)`).FindAllStringSubmatch(string(b), -1) {
 		step := m[1] + ":" + m[2]
 		for _, v := range verbs {
-			if m[1] == v && m[2] != "ended" && !seen[step] {
+			if m[1] == v && m[2] != "began" && m[2] != "ended" && !seen[step] {
 				seen[step] = true
 				steps = append(steps, step)
 			}
