@@ -7,7 +7,7 @@
 //
 //	cmd/holdfast ─► cli          command tree, printing, exit codes; joins everything, alone reads the environment
 //	cli ─► web                   pages, JSON API, health, metrics ─► action catalog conf
-//	cli ─► action                backup_all, restore, expire, drill; components ─► engine eventbus catalog repo storage pg tarball durable
+//	cli ─► action                backup_all, restore, expire, drill; components ─► engine eventbus catalog repo storage pg tarball durable rds
 //	       engine                verbs on one stanza: backup, restore, archive, info, check, copy ─► repo storage pg durable
 //	       eventbus              dump and load of Kafka topics and offsets; its archive format
 //	       tarball               the .tar.gz outputs and the way files go in and out of them ─► durable
@@ -19,6 +19,7 @@
 //	       storage/transport     HTTP to a store: certificates, limits on silence, what may be repeated ─► storage
 //	       storage/bucket        what adapters for object stores share ─► storage, storage/transport
 //	       pg                    PostgreSQL as files and as a server
+//	       rds                   DB snapshots of Amazon RDS, and DB instances made of them; the SDK kept inside
 //	cli ─► conf                  the parameter table and its store ─► durable schedule
 //	       kit                   the recovery kit: its document, and how age encrypts it
 //	       backrest              pgBackRest's command line, environment and configuration files
@@ -44,5 +45,6 @@
 //	backup set      all that one backup_all made, tied by one recovery point
 //	recovery point  PostgreSQL restore point, event-bus offsets and file state, taken together
 //	redundancy      the copy of the separate PostgreSQL backup on external storage
+//	DB snapshot     what Amazon RDS takes in place of a backup of a database that is its DB instance
 //	drill           an automatic restore into a scratch place, started and checked
 package holdfast

@@ -53,6 +53,7 @@ type Options struct {
 	Kit        *KitOptions        // nil: no recovery kit is written
 
 	Clusters []Cluster
+	RDS      RDSOptions // databases that are DB instances of Amazon RDS
 	Files    FilesOptions
 	Bus      *eventbus.Options // nil: the application has no event bus
 

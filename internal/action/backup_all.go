@@ -31,6 +31,7 @@ const (
 type BackupPlan struct {
 	Mode        catalog.Mode         `json:"mode"`
 	Postgres    []*engine.BackupPlan `json:"postgres"`
+	RDS         []RDSPlan            `json:"rds,omitempty"`
 	Trees       []catalog.Tree       `json:"files"`
 	EventBus    bool                 `json:"eventbus"`
 	DumpDir     string               `json:"dump_dir"`
@@ -65,6 +66,7 @@ func (a *App) PlanBackupAll(ctx context.Context) (*BackupPlan, error) {
 			p.Postgres = append(p.Postgres, plan)
 		}
 	}
+	p.RDS = a.planRDS(ctx, wrong)
 	for _, t := range a.o.Files.Trees {
 		if _, err := os.Stat(filepath.Join(a.o.Root, t.Path)); err != nil {
 			wrong(fmt.Errorf("files.paths: %w", err))
@@ -111,16 +113,17 @@ func (a *App) planCluster(ctx context.Context, c Cluster, st storage.Storage) (*
 // run is one backup_all in progress.
 type run struct {
 	*App
-	set     *catalog.Set
-	staging string
-	base    storage.Storage // the configured repository
-	repo    *tarRepo        // included mode: base with the tarball on top
-	app     *outFile
-	appTar  *tarball.Writer
-	bus     *eventbus.Bus
-	backups []*clusterBackup
-	capture *tarball.Capture
-	marks   *eventbus.Marks
+	set       *catalog.Set
+	staging   string
+	base      storage.Storage // the configured repository
+	repo      *tarRepo        // included mode: base with the tarball on top
+	app       *outFile
+	appTar    *tarball.Writer
+	bus       *eventbus.Bus
+	backups   []*clusterBackup
+	snapshots []*rdsBackup
+	capture   *tarball.Capture
+	marks     *eventbus.Marks
 }
 
 type clusterBackup struct {
@@ -164,6 +167,9 @@ func (a *App) backupAll(ctx context.Context) (*catalog.Set, error) {
 		return nil, err
 	}
 	err = r.everything(ctx)
+	if err != nil && r.set.State == catalog.Running {
+		r.dropSnapshots(context.WithoutCancel(ctx))
+	}
 	err = errors.Join(err, r.cleanup())
 	r.set.Ended = a.o.Now().UTC()
 	if err != nil {
@@ -197,6 +203,9 @@ func (r *run) everything(ctx context.Context) error {
 			return fmt.Errorf("event bus: %w", err)
 		}
 	}
+	if err := r.prepareSnapshots(ctx); err != nil {
+		return err
+	}
 	if err := r.backupPostgres(ctx); err != nil {
 		return err
 	}
@@ -212,6 +221,9 @@ func (r *run) everything(ctx context.Context) error {
 	busOut, err := r.dumpBus(ctx)
 	if err != nil {
 		return err
+	}
+	if err := r.settleSnapshots(ctx); err != nil {
+		return errors.Join(err, abortOut(busOut))
 	}
 	if err := r.finishApplication(ctx, busOut); err != nil {
 		return errors.Join(err, abortOut(busOut))
@@ -310,11 +322,17 @@ func (r *run) recoveryPoint(ctx context.Context) error {
 	r.step("backup_all", "recovery-point", name)
 	rec := &catalog.Recovery{Name: name}
 	r.set.Recovery = rec
+	begun, err := r.beginSnapshots(ctx)
+	if err != nil {
+		return err
+	}
 	conns, err := r.connectAll(ctx)
 	if err != nil {
 		return err
 	}
-	rec.Skew.From = r.o.Now().UTC()
+	if rec.Skew.From = begun; begun.IsZero() {
+		rec.Skew.From = r.o.Now().UTC()
+	}
 	for i, b := range r.backups {
 		from := r.o.Now().UTC()
 		lsn, perr := conns[i].CreateRestorePoint(ctx, name)
@@ -614,6 +632,9 @@ func (a *App) clearAway(ctx context.Context) ([]*catalog.Set, error) {
 	}
 	settled, err := a.settleUnfinished(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := a.sweepSnapshots(ctx); err != nil {
 		return nil, err
 	}
 	return settled, a.clearStaging()

@@ -302,6 +302,9 @@ func (a *App) fetchSet(ctx context.Context, s *StoreOptions, id string) (*catalo
 	}
 	for i := range set.Pieces {
 		p := &set.Pieces[i]
+		if p.OnRDS() {
+			continue // it is where it was
+		}
 		if p.Kind == catalog.Postgres {
 			p.Path = s.Name
 			continue
@@ -320,7 +323,7 @@ func (a *App) fetchSet(ctx context.Context, s *StoreOptions, id string) (*catalo
 	} else if !errors.Is(err, catalog.ErrUnknown) {
 		return nil, err
 	}
-	set.Copy = &catalog.Copy{Store: s.Name, At: a.o.Now().UTC(), Postgres: set.Mode == catalog.Apart, Tarballs: true}
+	set.Copy = &catalog.Copy{Store: s.Name, At: a.o.Now().UTC(), Postgres: set.Mode == catalog.Apart && len(set.Local()) > 0, Tarballs: true}
 	return set, a.o.Catalog.Put(ctx, set)
 }
 

@@ -19,6 +19,7 @@ import (
 type RestoreResult struct {
 	Set      string          `json:"set"`
 	Postgres []PostgresProof `json:"postgres"`
+	RDS      []RDSProof      `json:"rds,omitempty"`
 	Files    int64           `json:"files"`
 	Bus      *BusProof       `json:"eventbus,omitempty"`
 	Params   []string        `json:"parameters,omitempty"`
@@ -57,7 +58,8 @@ type restoreRun struct {
 	params  string            // directory of the set's parameters
 	repoDir string            // repository to restore PostgreSQL from
 	res     RestoreResult
-	started bool // something that existed was touched
+	started bool     // something that existed was touched
+	made    []string // DB instances begun
 }
 
 // Run restores. Everything is unpacked and verified first; then servers are stopped, what exists is moved aside, and the
@@ -86,7 +88,7 @@ func (p *RestorePlan) Run(ctx context.Context) (*RestoreResult, error) {
 	} else if err != nil && r.j != nil && r.j.State == journalMoving {
 		err = fmt.Errorf("%w; nothing was changed", err)
 	}
-	err = errors.Join(err, r.cleanup(), unlock())
+	err = errors.Join(r.keepMade(err), r.cleanup(), unlock())
 	if err != nil {
 		return nil, err
 	}
@@ -111,6 +113,9 @@ func (r *restoreRun) run(ctx context.Context) error {
 	}
 	r.j = &journal{Run: run, Set: r.Set.ID, State: journalMoving}
 	if err := r.unpack(ctx); err != nil {
+		return err
+	}
+	if err := r.restoreRDS(ctx); err != nil {
 		return err
 	}
 	if err := r.stageWAL(ctx); err != nil {
@@ -356,6 +361,7 @@ func (r *restoreRun) commit(ctx context.Context) error {
 		return err
 	}
 	r.a.step("restore", "commit", r.Set.ID)
+	r.markRestored(ctx)
 	r.j.State, r.j.Keep, r.j.Params = journalCommitted, r.KeepsAside, r.params
 	if err := r.a.writeJournal(r.j); err != nil {
 		r.j.State = journalMoving
@@ -382,8 +388,8 @@ func (r *restoreRun) note(ctx context.Context) {
 		set, err = r.Set, nil
 		set.Pieces = nil
 		for _, p := range r.From {
-			if p.Kind == catalog.Postgres {
-				for _, point := range set.Recovery.Postgres {
+			if p.Kind == catalog.Postgres && !p.OnRDS() {
+				for _, point := range pointsOf(set) {
 					set.Pieces = append(set.Pieces, catalog.Piece{Kind: p.Kind, Path: p.Path, Stanza: point.Stanza, Label: point.Label, Size: point.RepoBytes})
 				}
 				continue

@@ -37,12 +37,13 @@ type RestorePlan struct {
 	Set         *catalog.Set      `json:"set"`
 	From        []catalog.Piece   `json:"from"`
 	Until       time.Time         `json:"until,omitzero"`
-	Replaces    []string          `json:"replaces"`    // directories that exist and will be moved aside
-	Creates     []string          `json:"creates"`     // directories that do not exist yet
-	StopsServer []string          `json:"stops"`       // data directories of running servers
-	Topics      []string          `json:"topics"`      // topics that exist and will be replaced
-	Tablespaces map[string]string `json:"tablespaces"` // stanza/name → where it will be
-	NeedBytes   int64             `json:"need_bytes"`  // beside what exists, while both stand
+	Replaces    []string          `json:"replaces"`      // directories that exist and will be moved aside
+	Creates     []string          `json:"creates"`       // directories that do not exist yet
+	StopsServer []string          `json:"stops"`         // data directories of running servers
+	Topics      []string          `json:"topics"`        // topics that exist and will be replaced
+	RDS         []RDSRestore      `json:"rds,omitempty"` // DB instances that will be made
+	Tablespaces map[string]string `json:"tablespaces"`   // stanza/name → where it will be
+	NeedBytes   int64             `json:"need_bytes"`    // beside what exists, while both stand
 	FreeBytes   uint64            `json:"free_bytes"`
 	KeepsAside  bool              `json:"keeps_replaced"`
 	GivesBack   string            `json:"gives_back,omitempty"` // run of an interrupted restore that is undone first
@@ -231,7 +232,7 @@ func (p *RestorePlan) application(ctx context.Context) {
 	if f := p.Set.Recovery.Files; f != nil && f.IndexSHA256 != in.index {
 		p.missing("application backup: the index of files in %s has the SHA-256 %s, its set says %s", p.o.RestoreFile, in.index, f.IndexSHA256)
 	}
-	if p.Set.Mode == catalog.Included && len(p.Set.Recovery.Postgres) > 0 && in.totals["pgbackrest"].Count == 0 {
+	if p.Set.Mode == catalog.Included && len(pointsOf(p.Set)) > 0 && in.totals["pgbackrest"].Count == 0 {
 		p.missing("application backup: %s says that PostgreSQL is inside, but it is not", p.o.RestoreFile)
 	}
 }
@@ -335,8 +336,9 @@ func filesOf(s *catalog.Set) *catalog.FilesPoint {
 
 // postgres checks every cluster of the set: the repository (apart), the server binaries, the targets.
 func (p *RestorePlan) postgres(ctx context.Context) {
+	p.onRDS(ctx)
 	var st storage.Storage = p.outline
-	if p.Set.Mode == catalog.Apart {
+	if p.Set.Mode == catalog.Apart && len(pointsOf(p.Set)) > 0 {
 		var err error
 		var name string
 		p.findSource(ctx)
@@ -346,8 +348,12 @@ func (p *RestorePlan) postgres(ctx context.Context) {
 		}
 		p.From = append(p.From, catalog.Piece{Kind: catalog.Postgres, Path: name})
 	}
-	for _, point := range p.Set.Recovery.Postgres {
+	for _, point := range pointsOf(p.Set) {
 		c := p.a.cluster(point.Stanza)
+		if c == nil && p.a.onRDS(point.Stanza) != nil {
+			p.missing("cluster %s is on Amazon RDS here, and the set's was not: give it a data directory in pgsql.clusters, or bring its data there by dump and restore", point.Stanza)
+			continue
+		}
 		if c == nil {
 			p.missing("the set has the cluster %s, this instance has not: add it to pgsql.clusters", point.Stanza)
 			continue

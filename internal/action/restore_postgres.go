@@ -99,6 +99,9 @@ func (a *App) engineRestore(c Cluster, point catalog.PostgresPoint, set *catalog
 
 // restorePostgres stops, moves aside, restores, starts, recovers and checks every cluster of the set.
 func (r *restoreRun) restorePostgres(ctx context.Context) error {
+	if len(pointsOf(r.Set)) == 0 {
+		return nil
+	}
 	st, err := r.a.o.OpenRepo(r.repoDir)
 	if r.fromStore() {
 		st, _, err = r.source()
@@ -106,7 +109,7 @@ func (r *restoreRun) restorePostgres(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, point := range r.Set.Recovery.Postgres {
+	for _, point := range pointsOf(r.Set) {
 		c := r.a.cluster(point.Stanza)
 		if c == nil {
 			return fmt.Errorf("cluster %s is not configured", point.Stanza)

@@ -76,7 +76,7 @@ func (p *RestorePlan) elsewhere(err error) error {
 // stageWAL brings the WAL of every cluster into the staging repository, from the backup's start to the recovery point, or with a time
 // to restore to all that there is.
 func (r *restoreRun) stageWAL(ctx context.Context) error {
-	if !r.fromStore() {
+	if !r.fromStore() || len(pointsOf(r.Set)) == 0 {
 		return nil
 	}
 	r.repoDir = filepath.Join(r.staging, "pgbackrest")
@@ -88,7 +88,7 @@ func (r *restoreRun) stageWAL(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, point := range r.Set.Recovery.Postgres {
+	for _, point := range pointsOf(r.Set) {
 		r.a.step("restore", "stage-wal", point.Stanza)
 		if err := r.stageCluster(ctx, from, to, point); err != nil {
 			return fmt.Errorf("WAL of cluster %s from %s: %w", point.Stanza, name, err)

@@ -43,6 +43,10 @@ func (a *App) InspectSet(ctx context.Context, id string) ([]Part, error) {
 	}
 	var parts []Part
 	for _, p := range set.Pieces {
+		if p.OnRDS() {
+			parts = append(parts, Part{Piece: p.Kind, Name: p.Stanza + " " + p.Path, Count: 1, Bytes: p.Size})
+			continue
+		}
 		if p.Kind == catalog.Postgres {
 			for _, point := range pointsOf(set) {
 				if point.Label == p.Label && point.Stanza == p.Stanza {
@@ -60,12 +64,8 @@ func (a *App) InspectSet(ctx context.Context, id string) ([]Part, error) {
 	return parts, nil
 }
 
-func pointsOf(s *catalog.Set) []catalog.PostgresPoint {
-	if s.Recovery == nil {
-		return nil
-	}
-	return s.Recovery.Postgres
-}
+// pointsOf are the clusters of a set that have a backup in a repository.
+func pointsOf(s *catalog.Set) []catalog.PostgresPoint { return s.Local() }
 
 // VerifySet reads every piece of a set: sizes, SHA-256, every member, the files' index, the event bus's sums, and
 // PostgreSQL's backup and WAL object by object. The verdict is put into the catalogue and returned; findings are not an
@@ -103,8 +103,10 @@ func (a *App) verifySet(ctx context.Context, id string) (*catalog.Verdict, error
 	for _, p := range set.Pieces {
 		a.step("verify", string(p.Kind), p.Path)
 		var found []string
-		switch p.Kind {
-		case catalog.Postgres:
+		switch {
+		case p.OnRDS():
+			found, err = a.verifySnapshot(ctx, set, p)
+		case p.Kind == catalog.Postgres:
 			found, err = a.verifyBackup(ctx, p.Path, p.Stanza, p.Label)
 		default:
 			found, err = a.verifyTarball(ctx, set, p)
@@ -154,11 +156,12 @@ func (a *App) verifyBackup(ctx context.Context, dir, stanza, label string) ([]st
 
 // DeletePlan is what deleting a set removes.
 type DeletePlan struct {
-	Set      *catalog.Set         `json:"set"`
-	Files    []string             `json:"files"`
-	Backups  []*engine.RemovePlan `json:"backups"`
-	Last     bool                 `json:"last"` // it is the last restorable set
-	Warnings []string             `json:"warnings,omitempty"`
+	Set       *catalog.Set         `json:"set"`
+	Files     []string             `json:"files"`
+	Backups   []*engine.RemovePlan `json:"backups"`
+	Snapshots []SnapshotRemoval    `json:"snapshots,omitempty"`
+	Last      bool                 `json:"last"` // it is the last restorable set
+	Warnings  []string             `json:"warnings,omitempty"`
 
 	a       *App
 	workers []worker // of Backups
@@ -187,6 +190,12 @@ func (a *App) PlanDeleteSet(ctx context.Context, id string, allowLast bool) (*De
 		p.Files = append(p.Files, f)
 	}
 	for _, piece := range set.Pieces {
+		if piece.OnRDS() {
+			if err := p.planSnapshot(ctx, piece); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		if piece.Kind != catalog.Postgres {
 			for _, f := range []string{piece.Path, hiddenName(piece.Path)} {
 				if _, err := os.Lstat(f); err == nil {
@@ -264,6 +273,9 @@ func (p *DeletePlan) run(ctx context.Context) error {
 		if err := p.workers[i].Remove(ctx, b); err != nil {
 			return err
 		}
+	}
+	if err := p.removeSnapshots(ctx); err != nil {
+		return err
 	}
 	return p.a.o.Catalog.Delete(ctx, p.Set.ID)
 }

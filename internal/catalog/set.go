@@ -45,12 +45,16 @@ const (
 // Piece is one part of a set.
 type Piece struct {
 	Kind   Kind   `json:"kind"`
-	Path   string `json:"path"`             // tarball, or repository directory
+	Path   string `json:"path"`             // tarball, repository directory, or rds:REGION/SNAPSHOT
 	Size   int64  `json:"size"`             // bytes
 	SHA256 string `json:"sha256,omitempty"` // of the tarball
 	Stanza string `json:"stanza,omitempty"`
-	Label  string `json:"label,omitempty"` // backup label in the repository
+	Label  string `json:"label,omitempty"`  // backup label in the repository, or the name of the DB snapshot
+	Region string `json:"region,omitempty"` // of the DB snapshot; empty: it is none
 }
+
+// OnRDS says whether the piece is a DB snapshot of Amazon RDS.
+func (p *Piece) OnRDS() bool { return p.Region != "" }
 
 // Interval is when something was true, on this host's clock.
 type Interval struct {
@@ -76,6 +80,36 @@ type PostgresPoint struct {
 	Databases  []string `json:"databases"`
 	Taken      Interval `json:"taken"`
 	PageErrors []string `json:"page_errors,omitempty"` // files with bad page checksums
+
+	// RDS is where the database is when it is a DB instance of Amazon RDS; nil: on the host. Then label, history_id, segment,
+	// wal_start and data_dir are empty, lsn is what the snapshot has reached at least, and what only SQL can tell may be empty.
+	RDS *RDSPoint `json:"rds,omitempty"`
+}
+
+// RDSPoint is a DB snapshot of Amazon RDS, and what of its DB instance a new one needs.
+type RDSPoint struct {
+	Region         string    `json:"region"`
+	Instance       string    `json:"instance"` // identifier of the DB instance
+	Snapshot       string    `json:"snapshot"` // identifier of the DB snapshot
+	ARN            string    `json:"arn"`      // of the snapshot
+	Engine         string    `json:"engine"`
+	EngineVersion  string    `json:"engine_version"`
+	Class          string    `json:"class"`
+	StorageGiB     int       `json:"allocated_gib"`
+	StorageType    string    `json:"storage_type,omitempty"`
+	Encrypted      bool      `json:"encrypted"`
+	KMSKey         string    `json:"kms_key,omitempty"`
+	Port           int       `json:"port,omitempty"`
+	SubnetGroup    string    `json:"subnet_group,omitempty"`
+	SecurityGroups []string  `json:"security_groups,omitempty"`
+	ParameterGroup string    `json:"parameter_group,omitempty"`
+	OptionGroup    string    `json:"option_group,omitempty"`
+	MultiAZ        bool      `json:"multi_az"`
+	Public         bool      `json:"public"`
+	SnapshotTime   time.Time `json:"snapshot_time"`        // when it was taken, on the service's clock
+	LastChange     time.Time `json:"last_change,omitzero"` // the last transaction in it, if the service tells
+	ClockMS        int64     `json:"clock_ms"`             // the service's clock less the host's, told in whole seconds
+	SQL            string    `json:"sql,omitempty"`        // why the database was not asked by SQL; empty: it was
 }
 
 // FilesPoint is the files at the recovery point.
@@ -274,6 +308,34 @@ func (s *Set) Piece(k Kind) *Piece {
 		}
 	}
 	return nil
+}
+
+// Local are the clusters at the recovery point that are not on Amazon RDS.
+func (s *Set) Local() []PostgresPoint {
+	if s.Recovery == nil {
+		return nil
+	}
+	var out []PostgresPoint
+	for _, p := range s.Recovery.Postgres {
+		if p.RDS == nil {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// OnRDS are those that are.
+func (s *Set) OnRDS() []PostgresPoint {
+	if s.Recovery == nil {
+		return nil
+	}
+	var out []PostgresPoint
+	for _, p := range s.Recovery.Postgres {
+		if p.RDS != nil {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // Size is the bytes of all pieces.

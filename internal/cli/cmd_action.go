@@ -237,6 +237,9 @@ func restoreAll(ctx context.Context, env *Env, f actionFlags, rf restoreFlags) e
 		err = env.printJSON(res)
 	} else {
 		err = env.printRestored(res)
+		if next := rdsNext(w, res.RDS); err == nil && next != "" {
+			_, err = fmt.Fprintf(env.Stdout, "  %s\n", next)
+		}
 	}
 	if err == nil && len(warnings)+len(res.Warnings) > 0 {
 		err = &warningsError{len(warnings) + len(res.Warnings)}

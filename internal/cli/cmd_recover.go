@@ -274,7 +274,8 @@ func (e *Env) printRecoverPlan(r *recoverPlan) error {
 	p.f("set: %s, %s", r.Set.ID, engine.Size(r.Set.Size()))
 	if r.Set.Recovery != nil {
 		p.f(", recovery point %s", r.Set.Recovery.Skew.From.Format(time.RFC3339))
-		for _, c := range r.Set.Recovery.Postgres {
+		p.rdsPoints(r.Set.Set)
+		for _, c := range r.Set.Local() {
 			p.f("\n  postgres  %s: PostgreSQL %s, system identifier %d, backup %s, %s", c.Stanza, c.Version, c.SystemID, c.Label, engine.Size(c.Bytes))
 		}
 	}

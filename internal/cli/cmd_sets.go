@@ -96,7 +96,7 @@ func setRow(s *catalog.Set) []string {
 		v := s.Verdicts[n-1]
 		check = v.Check + " " + verdict(v) + ", " + v.At.Format("2006-01-02 15:04")
 	}
-	return []string{s.ID, string(s.State), string(s.Mode), engine.Size(s.Size()), took, skew, copyWord(s), check}
+	return []string{s.ID, string(s.State), whereWord(s), engine.Size(s.Size()), took, skew, copyWord(s), check}
 }
 
 func (r *root) setsShow() *cobra.Command {

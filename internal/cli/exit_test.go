@@ -24,6 +24,7 @@ import (
 	"holdfast/internal/instance"
 	"holdfast/internal/kit"
 	"holdfast/internal/pg"
+	"holdfast/internal/rds"
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
 	"holdfast/internal/storage/s3"
@@ -106,6 +107,11 @@ var sentinels = map[string]struct {
 	"repo.LockedError":            {&repo.LockedError{}, exitBusy},
 	"repo.UnlistedError":          {&repo.UnlistedError{Err: storage.ErrUnavailable}, exitAway},
 	"s3.Error":                    {&s3.Error{}, exitAway},
+	"rds.ErrNotFound":             {rds.ErrNotFound, exitFailed},
+	"rds.ErrNotOurs":              {rds.ErrNotOurs, exitFailed},
+	"rds.ErrState":                {rds.ErrState, exitFailed},
+	"rds.ErrUnavailable":          {rds.ErrUnavailable, exitAway},
+	"rds.Error":                   {&rds.Error{Err: rds.ErrUnavailable}, exitAway},
 	"sftp.ErrAuth":                {sftp.ErrAuth, exitAway},
 	"sftp.ErrHostKey":             {sftp.ErrHostKey, exitAway},
 	"storage.ErrUnavailable":      {storage.ErrUnavailable, exitAway},
@@ -139,6 +145,7 @@ var unmapped = map[string]string{
 	"cli.codeError":            "under the name pgbackrest the codes are the original's",
 	"cli.quietExit":            "under the name pgbackrest the codes are the original's",
 	"cli.shellExit":            "rootMain returns the shell's own code",
+	"rds.credentialsError":     "a mark inside the package, on an error that says what happened",
 	"s3.credentialsError":      "a mark inside the package, on an error that says what happened",
 	"azure.statusError":        "a mark inside the package, on an error that says what happened",
 	"storage.unavailableError": "is a storage.ErrUnavailable",

@@ -33,6 +33,7 @@ func (e *Env) printBackupPlan(b *action.BackupPlan) error {
 	for _, c := range b.Postgres {
 		p.f("  postgres  %s: %s backup of %s, PostgreSQL %s, %d files, %s\n", c.Stanza, c.Type, c.DataDir, c.Version, c.Files, engine.Size(c.Bytes))
 	}
+	p.rdsPlan(b.RDS)
 	for _, t := range b.Trees {
 		p.f("  files     /%s\n", strings.TrimPrefix(t.Path, "/"))
 	}
@@ -66,7 +67,8 @@ func (e *Env) printSet(s *catalog.Set) error {
 	}
 	if r := s.Recovery; r != nil {
 		p.f("recovery point %s at %s, skew %d ms\n", r.Name, r.Skew.From.Format(time.RFC3339), r.Skew.Milliseconds)
-		for _, c := range r.Postgres {
+		p.rdsPoints(s)
+		for _, c := range s.Local() {
 			p.f("  postgres  %s: %s on timeline %d, PostgreSQL %s, %s, databases %s\n", c.Stanza, c.LSN, c.Timeline, c.Version, engine.Size(c.Bytes), strings.Join(c.Databases, ", "))
 		}
 		if r.Files != nil {
@@ -162,7 +164,8 @@ func (e *Env) printRestorePlan(r *action.RestorePlan) error {
 			target = r.Until.Format(time.RFC3339)
 		}
 		p.f("to: %s\n", target)
-		for _, c := range r.Set.Recovery.Postgres {
+		p.rdsPoints(r.Set)
+		for _, c := range r.Set.Local() {
 			p.f("  postgres  %s: PostgreSQL %s, system identifier %d, backup %s, %s\n", c.Stanza, c.Version, c.SystemID, c.Label, engine.Size(c.Bytes))
 		}
 	}
@@ -179,6 +182,7 @@ func (e *Env) printRestorePlan(r *action.RestorePlan) error {
 		from = append(from, fmt.Sprintf("%-11s  %s", f.Kind, f.Path))
 	}
 	list("from:", from)
+	p.rdsRestores(r.RDS)
 	list("stops PostgreSQL on:", r.StopsServer)
 	aside := "replaces (moved aside, kept until the checks have passed, then removed):"
 	if r.KeepsAside {
@@ -209,6 +213,7 @@ func (e *Env) printRestored(r *action.RestoreResult) error {
 	for _, c := range r.Postgres {
 		p.f("  postgres  %s: recovered %s (%s), now on timeline %d, databases %s\n", c.Stanza, c.Reached, c.LSN, c.Timeline, strings.Join(c.Databases, ", "))
 	}
+	p.rdsProofs(r.RDS)
 	p.f("  files     %d files, every SHA-256 as in the set\n", r.Files)
 	if r.Bus != nil {
 		p.f("  eventbus  %d topics, %d records, content as in the set\n", r.Bus.Topics, r.Bus.Records)
@@ -239,6 +244,9 @@ func (e *Env) printDeletePlan(d *action.DeletePlan) error {
 			p.f("  stanza %s: backup %s\n", b.Stanza, l)
 		}
 		p.f("  stanza %s: %d WAL segments that nothing else needs (%s)\n", b.Stanza, b.Segments, engine.Size(b.WALBytes))
+	}
+	for _, s := range d.Snapshots {
+		p.f("  stanza %s: DB snapshot %s in %s (the DB instance %s stays)\n", s.Stanza, s.Snapshot, s.Region, s.Instance)
 	}
 	for _, w := range d.Warnings {
 		p.f("warning: %s\n", w)

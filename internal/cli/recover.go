@@ -372,13 +372,17 @@ func (r *recovery) servers() error {
 	if err != nil {
 		return err
 	}
-	for _, p := range r.plan.Set.Recovery.Postgres {
+	for _, p := range r.plan.Set.Local() {
 		i := slices.IndexFunc(values.Clusters(conf.KeyClusters), func(c conf.Cluster) bool { return c.Stanza == p.Stanza })
 		if i < 0 {
 			r.missing("cluster %s of the set is not in the kit's pgsql.clusters", p.Stanza)
 			continue
 		}
 		c := values.Clusters(conf.KeyClusters)[i]
+		if c.OnRDS() {
+			r.missing("cluster %s of the set was on its host, and is on Amazon RDS in the kit's pgsql.clusters", p.Stanza)
+			continue
+		}
 		v, err := pg.ParseVersion(p.Version)
 		if err == nil && c.BinDir != "" {
 			_, err = os.Stat(filepath.Join(r.resolve(c.BinDir), "pg_ctl"))

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -218,14 +219,15 @@ func (r *recovery) layFiles(in *instance.Instance) error {
 		}
 	}
 	var clusters []action.Cluster
-	for _, c := range values.Clusters(conf.KeyClusters) {
+	local := slices.DeleteFunc(values.Clusters(conf.KeyClusters), func(c conf.Cluster) bool { return c.OnRDS() })
+	for _, c := range local {
 		clusters = append(clusters, action.Cluster{DataDir: in.Resolve(c.DataDir)})
 	}
 	server := serverUser(clusters, owner)
 	if os.Geteuid() != 0 {
 		server = nil
 	}
-	for i, c := range values.Clusters(conf.KeyClusters) {
+	for i, c := range local {
 		dirs := []string{filepath.Dir(clusters[i].DataDir)}
 		if filepath.IsAbs(c.Host) {
 			dirs = append(dirs, in.Resolve(c.Host))
@@ -242,7 +244,7 @@ func (r *recovery) layFiles(in *instance.Instance) error {
 // restore brings the fetched set back. The first time the places were empty; later something may be there that is not ours, so what
 // is replaced then is kept beside.
 func (r *recovery) restore(ctx context.Context, w *wired, set *catalog.Set) (*action.RestoreResult, error) {
-	o := action.RestoreOptions{FromStore: set.Mode == catalog.Apart, KeepReplaced: r.plan.Continues}
+	o := action.RestoreOptions{FromStore: set.Mode == catalog.Apart && len(set.Local()) > 0, KeepReplaced: r.plan.Continues}
 	if p := set.Piece(catalog.Application); p != nil {
 		o.RestoreFile = p.Path
 	}

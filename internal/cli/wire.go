@@ -95,7 +95,7 @@ func openAppAt(env *Env, root string, l *listener, asOf string, keys ...string) 
 	if o.Host, err = os.Hostname(); err != nil {
 		return nil, err
 	}
-	for _, wire := range []func(*Env, *wired, *action.Options) error{wireVersion, wireClusters, wireRepository, wireStore, wireKit, wirePostScript, wireFiles, wireBus, wireCatalog} {
+	for _, wire := range []func(*Env, *wired, *action.Options) error{wireVersion, wireClusters, wireRDS, wireRepository, wireStore, wireKit, wirePostScript, wireFiles, wireBus, wireCatalog} {
 		if err := wire(env, w, &o); err != nil {
 			return nil, err
 		}
@@ -138,6 +138,9 @@ func wireVersion(_ *Env, w *wired, o *action.Options) error {
 // wireClusters: where PostgreSQL is, and the two commands that it calls us with.
 func wireClusters(env *Env, w *wired, o *action.Options) error {
 	for _, c := range w.values.Clusters(conf.KeyClusters) {
+		if c.OnRDS() {
+			continue
+		}
 		host := c.Host
 		if filepath.IsAbs(host) {
 			host = w.in.Resolve(host)

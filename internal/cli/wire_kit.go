@@ -99,7 +99,7 @@ func (w *wired) valueOf(p *conf.Key) (string, error) {
 
 // kitSet is a set's line in the kit.
 func kitSet(s *catalog.Set) kit.Set {
-	line := kit.Set{ID: s.ID, Mode: string(s.Mode), Began: s.Began, Size: s.Size(), InStore: s.Copy != nil && s.Copy.Tarballs && (s.Copy.Postgres || s.Mode == catalog.Included)}
+	line := kit.Set{ID: s.ID, Mode: string(s.Mode), Began: s.Began, Size: s.Size(), InStore: s.Copy != nil && s.Copy.Tarballs && (s.Copy.Postgres || s.Mode == catalog.Included || len(s.Local()) == 0)}
 	for _, p := range s.Pieces {
 		if p.Kind == catalog.Postgres {
 			line.Backups = append(line.Backups, p.Stanza+" "+p.Label)

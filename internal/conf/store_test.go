@@ -69,7 +69,7 @@ func TestSetGetUnset(t *testing.T) {
 	if v.Int(KeyScheduledHour) != 9 || v.Duration(KeyChefTimeout) != 6*time.Hour || !v.Bool(KeySnapshotEnabled) || v.Path(KeyRepoDir) != "data2/pgbackrest" || v.String(KeyCompressType) != "zst" {
 		t.Error("a getter returned something else than what was set or the default")
 	}
-	if c := v.Clusters(KeyClusters); len(c) != 1 || c[0] != (Cluster{"rosemeta", "/data1/pgsql/data", "/tmp", 5432, "alation", ""}) {
+	if c := v.Clusters(KeyClusters); len(c) != 1 || c[0] != (Cluster{Stanza: "rosemeta", DataDir: "/data1/pgsql/data", Host: "/tmp", Port: 5432, User: "alation"}) {
 		t.Errorf("default clusters %+v", c)
 	}
 	if v.List(KeyBusTopics) != nil || !v.IsSet("alation.version") || v.IsSet("snapshot.enabled") {

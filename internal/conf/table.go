@@ -151,7 +151,9 @@ var table = []Key{
 	{Name: "pgsql.clusters", Type: Clusters, Default: "rosemeta:data=/data1/pgsql/data,host=/tmp,port=5432,user=alation", Required: true, Since: "holdfast", After: followEnable,
 		Help: "PostgreSQL clusters of the application: `stanza:data=DIR,host=HOST,port=PORT,user=USER,bin=DIR;stanza2:…`, or a JSON list of objects with " +
 			"these members. `data` is required and, like `bin` and a `host` that begins with `/` (a socket directory), seen from the instance's root. " +
-			"Defaults: host `/tmp`, port 5432, user `alation`, bin found by PostgreSQL's version."},
+			"Defaults: host `/tmp`, port 5432, user `alation`, bin found by PostgreSQL's version. A DB instance of Amazon RDS is " +
+			"`stanza:kind=rds,id=IDENTIFIER,region=REGION,host=HOST,port=PORT,user=USER`: without `region` it is in that of `pgsql.rds.region`, without `host` " +
+			"the instance's own address and port count, without `user` it is not asked by SQL."},
 	{Name: "pgsql.pgbackrest.archive_timeout", Type: Seconds, Default: "60", Min: 1, Max: 86400, Unit: "seconds", Since: "holdfast",
 		Help: "How long a backup or check waits for a WAL segment to reach the archive."},
 	{Name: "pgsql.pgbackrest.block", Type: Bool, Default: "False", Since: "holdfast",
@@ -238,6 +240,31 @@ var table = []Key{
 	{Name: "pgsql.pgbackrest.restore.source", Type: Enum, Default: "local", Allowed: []string{"local", "s3"}, Required: true, Since: "holdfast",
 		Help: "Where `alation_action destructive_restore_all` takes the separate PostgreSQL backup from: the repository of this host, or the external storage that " +
 			"`pgsql.pgbackrest.redundancy.*` describes, of whatever type it is."},
+	{Name: "pgsql.rds.ca_file", Type: Path, Since: "holdfast",
+		Help: "Certificates (PEM) that sign the certificate of `pgsql.rds.endpoint`. Empty: those of the system."},
+	{Name: "pgsql.rds.endpoint", Type: URL, Since: "holdfast", Help: "Address at which the API of Amazon RDS is reached, such as that of a VPC endpoint. Empty: AWS's for the region."},
+	{Name: "pgsql.rds.key", Type: SecretT, Since: "holdfast",
+		Help: "API key for Amazon RDS. Empty together with `secret`: the credentials of the machine's role, profile or environment."},
+	{Name: "pgsql.rds.password", Type: SecretT, Since: "holdfast",
+		Help: "Password of the PostgreSQL roles that `pgsql.clusters` names for DB instances of Amazon RDS, to note at backup what the database says of itself and to look at it after a restore."},
+	{Name: "pgsql.rds.region", Type: String, Since: "holdfast", Help: "Region of the DB instances of Amazon RDS for which `pgsql.clusters` names none."},
+	{Name: "pgsql.rds.restore.class", Type: String, Since: "holdfast",
+		Help: "Class of the DB instance that a restore makes, such as `db.m6g.large`. Empty: as that of the backed up one was."},
+	{Name: "pgsql.rds.restore.parameter_group", Type: String, Since: "holdfast",
+		Help: "DB parameter group of the DB instance that a restore makes. Empty: as that of the backed up one was."},
+	{Name: "pgsql.rds.restore.security_groups", Type: List, Since: "holdfast",
+		Help: "VPC security groups (`sg-…`) of the DB instance that a restore makes, separated by commas. Empty: as those of the backed up one were."},
+	{Name: "pgsql.rds.restore.subnet_group", Type: String, Since: "holdfast",
+		Help: "DB subnet group of the DB instance that a restore makes. Empty: as that of the backed up one was."},
+	{Name: "pgsql.rds.restore.suffix", Type: String, Since: "holdfast",
+		Help: "What a restore appends, after a hyphen, to the identifier of a DB instance to name the new one. Empty: `restored-` and the set's date and time."},
+	{Name: "pgsql.rds.secret", Type: SecretT, Since: "holdfast", Help: "API secret that belongs to `pgsql.rds.key`."},
+	{Name: "pgsql.rds.server_ca_file", Type: Path, Since: "holdfast",
+		Help: "Certificates (PEM) that sign those of the DB instances, which are then checked at each SQL connection. Empty: connections are encrypted, and not checked."},
+	{Name: "pgsql.rds.snapshot_prefix", Type: String, Default: "holdfast", Required: true, Since: "holdfast",
+		Help: "Begins the names of DB snapshots: at most 40 letters, digits and single hyphens, a letter first. Instances that back up the same DB instance need one each."},
+	{Name: "pgsql.rds.timeout", Type: Seconds, Default: "14400", Min: 60, Max: 604800, Unit: "seconds", Since: "holdfast",
+		Help: "How long a run waits for its DB snapshots, and a restore for its DB instances, to become available."},
 	{Name: "schedule.backup", Type: Cron, Since: "holdfast",
 		Help: "Times of the scheduled run where a minute, an hour and days of the week do not suffice: `0 1,13 * * mon-fri`. It is used in place of " +
 			"`alation.backup.scheduled_minute`, `_hour` and `_day`."},
