@@ -178,7 +178,14 @@ func TestSweep(t *testing.T) {
 		if got := left(); !slices.Equal(got, all) {
 			t.Errorf("%s: of uploads that are a moment old %v are left", name, got)
 		}
-		must(t, verb(func() time.Time { return time.Now().Add(25 * time.Hour) }))
+		must(t, verb(func() time.Time { return time.Now().Add(25 * time.Hour) })) // by our clock, which does not count
+		if got := left(); !slices.Equal(got, all) {
+			t.Errorf("%s: with a clock that is a day ahead %v are left", name, got)
+		}
+		for _, dir := range []string{"archive/demo", "backup/demo"} { // the store has no older ones: as if they were
+			_, err := st.Sweep(t.Context(), dir, -time.Hour)
+			must(t, err)
+		}
 		if got := left(); !slices.Equal(got, []string{"elsewhere/backup/demo/x", "repo/backup/other/x"}) {
 			t.Errorf("%s: of uploads that are more than a day old %v are left", name, got)
 		}
