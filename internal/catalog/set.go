@@ -81,6 +81,9 @@ type PostgresPoint struct {
 	Taken      Interval `json:"taken"`
 	PageErrors []string `json:"page_errors,omitempty"` // files with bad page checksums
 
+	Compress string        `json:"compress,omitempty"` // compression of the backup; empty: the set was made before this was noted
+	Host     *PostgresHost `json:"host,omitempty"`     // nil: likewise
+
 	// RDS is where the database is when it is a DB instance of Amazon RDS; nil: on the host. Then label, history_id, segment,
 	// wal_start and data_dir are empty, lsn is what the snapshot has reached at least, and what only SQL can tell may be empty.
 	RDS *RDSPoint `json:"rds,omitempty"`

@@ -96,6 +96,9 @@ func (s *Store) Load() (*Values, error) {
 	return v, nil
 }
 
+// LoadAllowed is Load for a look at what works all the same: values that are not allowed have their defaults.
+func (s *Store) LoadAllowed() (*Values, error) { return s.view() }
+
 // view is Load that tolerates wrong values.
 func (s *Store) view() (*Values, error) {
 	f, err := readFile(s.o.Path)

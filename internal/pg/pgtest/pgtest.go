@@ -315,6 +315,23 @@ func (c *Cluster) Exec(t testing.TB, sql ...string) {
 	}
 }
 
+// ExecIn is Exec in another database, in a session of its own.
+func (c *Cluster) ExecIn(t testing.TB, database string, sql ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), timeout)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, fmt.Sprintf("host=%s port=%d user=%s dbname=%s sslmode=disable", c.SocketDir(), c.port, superuser, database))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, c.LogTail(2<<10))
+	}
+	defer conn.Close(ctx)
+	for _, s := range sql {
+		if _, err := conn.Exec(ctx, s, pgx.QueryExecModeSimpleProtocol); err != nil {
+			t.Fatalf("%.200s: %v", s, err)
+		}
+	}
+}
+
 // QueryString returns the one value that sql selects, as text.
 func (c *Cluster) QueryString(t testing.TB, sql string) string {
 	t.Helper()
