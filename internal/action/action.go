@@ -60,6 +60,8 @@ type Options struct {
 	Params       []ParamFile                                             // parameter store and keys, for the tarball
 	ImportParams func(ctx context.Context, dir string) ([]string, error) // takes the set's parameters over; returns what it did
 
+	SkipPreflight bool // begin a run whatever the looks before it find
+
 	Owner  *durable.Owner // of tarballs and staging; nil: this process
 	Now    func() time.Time
 	Events func(engine.Event) // from several goroutines at once

@@ -40,6 +40,7 @@ type BackupPlan struct {
 	FreeBytes   uint64               `json:"free_bytes"`           // on the dump directory's file system
 	Unfinished  []string             `json:"unfinished,omitempty"` // what the run settles first
 	WhatIsWrong []string             `json:"wrong,omitempty"`      // every reason why a run would fail, at once
+	Findings    []Finding            `json:"findings"`             // of the preflight
 }
 
 // PlanBackupAll looks at every component without changing anything and lists all that is wrong at once.
@@ -89,6 +90,7 @@ func (a *App) PlanBackupAll(ctx context.Context) (*BackupPlan, error) {
 	}
 	p.FreeBytes, err = freeBytes(a.o.DumpDir)
 	wrong(err)
+	p.addFindings(a.Preflight(ctx, false))
 	return p, ctx.Err()
 }
 
@@ -187,7 +189,10 @@ func (a *App) backupAll(ctx context.Context) (*catalog.Set, error) {
 
 // everything is the run, step by step; see the package comment.
 func (r *run) everything(ctx context.Context) error {
-	var err error
+	err := r.beforeRun(ctx)
+	if err != nil {
+		return err
+	}
 	if r.staging, _, err = r.newStaging(r.set.ID); err != nil {
 		return err
 	}
@@ -396,7 +401,7 @@ func (r *run) postgresPoint(b *clusterBackup, lsn pg.LSN, taken catalog.Interval
 	}
 	return catalog.PostgresPoint{Stanza: b.Stanza, Label: string(b.res.Label), Version: b.res.DB.Version, SystemID: b.res.DB.SystemID, HistoryID: b.res.DB.ID,
 		Timeline: uint32(tli), LSN: lsn.String(), Segment: pg.SegmentName(uint32(tli), lsn, b.control.WALSegmentSize), WALStart: b.res.ArchiveStart,
-		DataDir: b.DataDir, Bytes: b.res.Line.Size, RepoBytes: b.res.Line.RepoSize, Taken: taken, PageErrors: b.res.PageErrors}
+		DataDir: b.DataDir, Bytes: b.res.Line.Size, RepoBytes: b.res.Line.RepoSize, Taken: taken, PageErrors: b.res.PageErrors, Compress: string(r.o.Compress)}
 }
 
 // settleWAL closes the segment that holds the restore point and waits until the archive has everything up to it. In the
@@ -421,6 +426,7 @@ func (r *run) settleWAL(ctx context.Context) error {
 			b.point.Databases = append(b.point.Databases, d.Name)
 		}
 		slices.Sort(b.point.Databases)
+		b.point.Host = r.hostOf(ctx, b.Cluster)
 		r.set.Recovery.Postgres[i] = b.point
 		start, err1 := pg.ParseLSN(b.res.Line.LSNStart)
 		end, err2 := pg.ParseLSN(b.point.LSN)

@@ -25,9 +25,10 @@ type RestoreResult struct {
 	Params   []string        `json:"parameters,omitempty"`
 	Kept     []string        `json:"kept,omitempty"` // what was replaced and still stands aside
 	// Unkept are owners, groups, set-id bits and attributes of files that only root could have restored; 1000 at most.
-	Unkept   []tarball.Issue  `json:"unkept,omitempty"`
-	Warnings []string         `json:"warnings,omitempty"`
-	Interval catalog.Interval `json:"took"`
+	Unkept     []tarball.Issue    `json:"unkept,omitempty"`
+	Collations []ClusterCollation `json:"collations,omitempty"` // sorted otherwise here; each is among Warnings, too
+	Warnings   []string           `json:"warnings,omitempty"`
+	Interval   catalog.Interval   `json:"took"`
 }
 
 // PostgresProof is what was seen of one restored cluster.
@@ -398,7 +399,7 @@ func (r *restoreRun) note(ctx context.Context) {
 		}
 	}
 	if err == nil {
-		set.Verdicts = append(set.Verdicts, catalog.Verdict{At: r.res.Interval.To, Check: "restore", OK: true})
+		set.Verdicts = append(set.Verdicts, catalog.Verdict{At: r.res.Interval.To, Check: "restore", OK: true, Findings: r.collationFindings()})
 		err = r.a.o.Catalog.Put(ctx, set)
 	}
 	if err != nil {

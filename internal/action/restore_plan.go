@@ -48,6 +48,7 @@ type RestorePlan struct {
 	KeepsAside  bool              `json:"keeps_replaced"`
 	GivesBack   string            `json:"gives_back,omitempty"` // run of an interrupted restore that is undone first
 	Notes       []string          `json:"notes,omitempty"`
+	Findings    []Finding         `json:"findings,omitempty"` // what is not here as it was where the set was made
 	Missing     []string          `json:"missing,omitempty"`
 
 	a       *App
@@ -361,6 +362,7 @@ func (p *RestorePlan) postgres(ctx context.Context) {
 		if err := p.checkServer(c, point); err != nil {
 			p.missing("cluster %s: %v", point.Stanza, err)
 		}
+		p.checkHost(ctx, *c, point)
 		if point.ConfigFile != "" && pg.ConfigFile(c.DataDir, "") == "" {
 			p.missing("cluster %s: its configuration was outside its data directory (%s), so it is in no backup of the cluster, and there is none for %s here: on Debian make the cluster first: pg_createcluster -d %s %s main",
 				point.Stanza, point.ConfigFile, c.DataDir, c.DataDir, point.Version)

@@ -271,7 +271,11 @@ func (r *restoreRun) checkCluster(ctx context.Context, c Cluster, point catalog.
 		}
 	}
 	r.res.Postgres = append(r.res.Postgres, proof)
-	return conn.Reload(ctx)
+	if err := conn.Reload(ctx); err != nil {
+		return err
+	}
+	r.collations(ctx, c, point)
+	return ctx.Err()
 }
 
 // awaitPromotion connects as soon as the server lets it and waits until recovery has ended. A server that dies or pauses

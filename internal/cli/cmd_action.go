@@ -14,7 +14,7 @@ import (
 	"holdfast/internal/engine"
 )
 
-const actionHelp = `usage: alation_action ACTION [--json] [--dry-run]
+const actionHelp = `usage: alation_action ACTION [--json] [--dry-run] [--skip-preflight]
 
 actions:
   backup_all                back up everything now, to one recovery point
@@ -34,6 +34,8 @@ func actionMain(ctx context.Context, env *Env, args []string) int {
 			f.json = true
 		case a == "--dry-run":
 			f.dryRun = true
+		case a == "--skip-preflight":
+			f.skipPreflight = true
 		case a == "--root" && i+1 < len(args):
 			i++
 			f.root = args[i]
@@ -49,6 +51,9 @@ func actionMain(ctx context.Context, env *Env, args []string) int {
 		}
 	}
 	var err error
+	if f.skipPreflight && verb != "backup_all" {
+		return env.exit("alation_action", &usageError{"--skip-preflight goes with backup_all"}, f.json)
+	}
 	switch verb {
 	case "backup_all":
 		err = backupAll(ctx, env, f)
@@ -70,6 +75,8 @@ type actionFlags struct {
 	json   bool
 	dryRun bool
 	yes    bool
+
+	skipPreflight bool
 }
 
 // backupAll is alation_action backup_all and holdfast backup.
@@ -94,6 +101,9 @@ func backupAll(ctx context.Context, env *Env, f actionFlags) error {
 			err = &refusedError{fmt.Sprintf("a backup would fail: %d reason(s), listed above", len(plan.WhatIsWrong))}
 		}
 		return err
+	}
+	if f.skipPreflight {
+		w.app.SkipPreflight()
 	}
 	set, warnings, err := makeBackup(ctx, w, l)
 	if err != nil {

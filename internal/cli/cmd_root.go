@@ -57,7 +57,7 @@ exit codes: ` + exitHelp(),
 	c.PersistentFlags().StringVar(&r.f.root, "root", "", "the instance's root directory (else HOLDFAST_ROOT, else /)")
 	c.PersistentFlags().BoolVar(&r.f.json, "json", false, "print one JSON document")
 	c.AddCommand(r.initCommand(), r.shellCommand(), r.startCommand(), r.stopCommand(), r.statusCommand(), r.confCommand(), r.backupCommand(), r.restoreCommand(), r.recoverCommand(), r.enableCommand(),
-		r.setsCommand(), r.rdsCommand(), r.scheduleCommand(), r.daemonCommand(), r.logsCommand(), r.supportCommand(), r.pgCommand(), r.repoCommand(), r.versionCommand())
+		r.setsCommand(), r.rdsCommand(), r.doctorCommand(), r.scheduleCommand(), r.daemonCommand(), r.logsCommand(), r.supportCommand(), r.pgCommand(), r.repoCommand(), r.versionCommand())
 	return group(c)
 }
 
@@ -113,6 +113,7 @@ func (r *root) backupCommand() *cobra.Command {
 		return backupAll(cmd.Context(), r.env, r.f)
 	}}
 	c.Flags().BoolVar(&r.f.dryRun, "dry-run", false, "show the plan and what is wrong, change nothing")
+	c.Flags().BoolVar(&r.f.skipPreflight, "skip-preflight", false, skipPreflightHelp)
 	return c
 }
 

@@ -68,6 +68,11 @@ func (r *root) view(ctx context.Context) (*scheduleView, error) {
 	if err != nil {
 		return nil, err
 	}
+	return r.viewOf(ctx, in, values)
+}
+
+func (r *root) viewOf(ctx context.Context, in *instance.Instance, values *conf.Values) (*scheduleView, error) {
+	var err error
 	v := &scheduleView{Enabled: values.Bool(conf.KeySnapshotEnabled), Times: backupTimes(values), Cron: []foundInCron{}, Warnings: []string{}}
 	if v.Daemon, err = runningDaemon(in); err != nil {
 		return nil, err

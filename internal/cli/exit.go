@@ -47,7 +47,7 @@ var exitCodes = []struct {
 	{exitWarnings, "done with warnings", "done, and a warning needs attention"},
 	{exitBusy, "another run is working", "another run works on the instance, the stanza or the parameters; the message says which"},
 	{exitRefused, "refused or not confirmed, nothing changed", "refused by the plan or by `pgbackrest stop`, or not confirmed; nothing was changed"},
-	{exitFindings, "a check found damage", "a check found damage"},
+	{exitFindings, "a check found damage", "a check found damage; `doctor`: something that makes a run or a restore fail"},
 	{exitScript, "done, but the post script failed", "done, and the set is complete, but the program of `alation.backup.post_script.path` failed"},
 	{exitAway, "the storage could not be asked", "the storage could not be asked: it does not answer, is overloaded or does not let us in; what is stored may be all right, run it again when that is mended"},
 	{exitArchive, "archive-get could not look", "`archive-get` could not look: PostgreSQL stops instead of ending recovery early"},
@@ -124,7 +124,7 @@ var sentinelCodes = []struct {
 	errs []error
 }{
 	{exitUsage, []error{conf.ErrRefused, kit.ErrWanted, catalog.ErrUnknown, action.ErrNoStore, engine.ErrTarget, engine.ErrTablespaceMap, engine.ErrLinkMap, engine.ErrLinkInside, engine.ErrDBMissing, engine.ErrDBInvalid}},
-	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTargetOwner, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, engine.ErrPassphrase, engine.ErrCopyConflict, repo.ErrSealed, kit.ErrPassphrase, kit.ErrIdentity, instance.ErrNoInstance, action.ErrRestart, s3.ErrReadOnly}},
+	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTargetOwner, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, engine.ErrPassphrase, engine.ErrCopyConflict, repo.ErrSealed, kit.ErrPassphrase, kit.ErrIdentity, instance.ErrNoInstance, action.ErrRestart, action.ErrNoSpace, s3.ErrReadOnly}},
 	{exitAway, []error{storage.ErrUnavailable, rds.ErrUnavailable}},
 	{exitBusy, []error{action.ErrBusy, repo.ErrLocked, durable.ErrLocked}},
 }

@@ -41,6 +41,8 @@ var sentinels = map[string]struct {
 	"action.ErrBusy":              {action.ErrBusy, exitBusy},
 	"action.BusyError":            {&action.BusyError{Verb: "restore"}, exitBusy},
 	"action.ErrNoStore":           {action.ErrNoStore, exitUsage},
+	"action.ErrNoSpace":           {action.ErrNoSpace, exitRefused},
+	"action.ErrPreflight":         {action.ErrPreflight, exitFailed},
 	"cli.scriptError":             {&scriptError{"x"}, exitScript},
 	"action.ErrRestart":           {action.ErrRestart, exitRefused},
 	"catalog.ErrUnknown":          {catalog.ErrUnknown, exitUsage},
@@ -140,6 +142,7 @@ var sentinels = map[string]struct {
 // unmapped are error types that rootMain answers to before exitCode is asked, or that are never returned by a command.
 var unmapped = map[string]string{
 	"pg.connectError":          "is a pg.ErrConnect",
+	"action.preflightError":    "it is an action.ErrPreflight and what its findings were made from",
 	"action.toolError":         "it unwraps to the sentinel that its own exit code stands for",
 	"backrest.Error":           "under the name pgbackrest the codes are the original's",
 	"cli.codeError":            "under the name pgbackrest the codes are the original's",

@@ -49,6 +49,11 @@ func (e *Env) printBackupPlan(b *action.BackupPlan) error {
 	for _, w := range b.WhatIsWrong {
 		p.f("wrong: %s\n", w)
 	}
+	for _, f := range b.Findings {
+		if f.Severity == action.Warns {
+			p.f("warning: %s\n", f)
+		}
+	}
 	return p.to(e.Stdout)
 }
 
@@ -203,6 +208,9 @@ func (e *Env) printRestorePlan(r *action.RestorePlan) error {
 		p.f("an interrupted restore (%s) is given back first; what stands in its place now is kept beside it\n", r.GivesBack)
 	}
 	list("notes:", r.Notes)
+	for _, f := range r.Findings {
+		p.f("warning: %s\n", f)
+	}
 	list("missing or wrong:", r.Missing)
 	return p.to(e.Stdout)
 }

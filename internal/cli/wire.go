@@ -67,12 +67,19 @@ func openApp(env *Env, root string, l *listener) (*wired, error) { return openAp
 // openAppAt is openApp with the external storage as it was at a time; empty: now. keys are credentials for it, as an environment has
 // them; none: the parameters'.
 func openAppAt(env *Env, root string, l *listener, asOf string, keys ...string) (*wired, error) {
+	return openParts(env, root, l, asOf, keys, func(err error) error { return err })
+}
+
+// openParts is openAppAt that goes on as long as wrong, which is told each thing that is wrong, returns nil.
+func openParts(env *Env, root string, l *listener, asOf string, keys []string, wrong func(error) error) (*wired, error) {
 	in, err := openInstance(env, root)
 	if err != nil {
 		return nil, err
 	}
 	if err := in.Ready(); err != nil {
-		return nil, err
+		if err = wrong(err); err != nil {
+			return nil, err
+		}
 	}
 	st, err := store(in)
 	if err != nil {
@@ -80,7 +87,12 @@ func openAppAt(env *Env, root string, l *listener, asOf string, keys ...string) 
 	}
 	values, err := st.Load()
 	if err != nil {
-		return nil, err
+		if err = wrong(err); err != nil {
+			return nil, err
+		}
+		if values, err = st.LoadAllowed(); err != nil {
+			return nil, err
+		}
 	}
 	owner, err := in.Owner()
 	if err != nil {
@@ -97,8 +109,13 @@ func openAppAt(env *Env, root string, l *listener, asOf string, keys ...string) 
 	}
 	for _, wire := range []func(*Env, *wired, *action.Options) error{wireVersion, wireClusters, wireRDS, wireRepository, wireStore, wireKit, wirePostScript, wireFiles, wireBus, wireCatalog} {
 		if err := wire(env, w, &o); err != nil {
-			return nil, err
+			if err = wrong(err); err != nil {
+				return nil, err
+			}
 		}
+	}
+	if o.OpenRepo == nil { // only where wrong has let it pass
+		o.OpenRepo = notOpened
 	}
 	w.app = action.New(o)
 	w.log = newRunLog(env, in.LogDir(), owner)

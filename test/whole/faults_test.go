@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -72,8 +73,17 @@ func TestFullDisk(t *testing.T) {
 			first := backup(t, w)
 			before := tarballsOf(t, w, first)
 			weight := ballast(t, small, c.leave)
-			fails(t, w, 1, c.what, "alation_action", "backup_all")
-			if n, err := w.Int(t.Context(), "select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()"); err != nil || n != 0 {
+			if c.leave > 0 && !strings.Contains(c.name, "staging") { // too little for what the set before took: refused before anything is begun
+				fails(t, w, 5, "not enough space for the backup", "alation_action", "backup_all")
+			}
+			fails(t, w, 1, c.what, "alation_action", "backup_all", "--skip-preflight")
+			const sessions = "select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()"
+			n, err := w.Int(t.Context(), sessions)
+			for wait := 0; err == nil && n > 0 && wait < 100; wait++ { // a server that has little time notices a moment later that one has ended
+				time.Sleep(100 * time.Millisecond)
+				n, err = w.Int(t.Context(), sessions)
+			}
+			if err != nil || n != 0 {
 				t.Errorf("%d sessions are left open, and with one the backup mode: %v", n, err)
 			}
 			if now := tarballsOf(t, w, first); !slices.Equal(now, before) {
