@@ -43,6 +43,7 @@ var sentinels = map[string]struct {
 	"action.ErrNoStore":           {action.ErrNoStore, exitUsage},
 	"cli.scriptError":             {&scriptError{"x"}, exitScript},
 	"action.ErrRestart":           {action.ErrRestart, exitRefused},
+	"action.ErrSetStays":          {action.ErrSetStays, exitRefused},
 	"catalog.ErrUnknown":          {catalog.ErrUnknown, exitUsage},
 	"conf.ErrRefused":             {conf.ErrRefused, exitUsage},
 	"conf.RuleError":              {&conf.RuleError{}, exitUsage},
