@@ -48,6 +48,7 @@ type Options struct {
 	ProcessMax     int
 	ArchiveTimeout time.Duration
 
+	Keep       RetentionRule      // which sets stay; the zero value: all
 	Store      *StoreOptions      // external storage; nil: none is described
 	PostScript *PostScriptOptions // nil: none
 	Kit        *KitOptions        // nil: no recovery kit is written

@@ -39,6 +39,9 @@ type copyOut struct {
 	there storage.Storage // PostgreSQL's repository on the external storage
 	local map[string][]repo.Label
 	res   CopyReport
+
+	damaged  []error // entries of the catalogue that can't be read
+	retained bool    // the retention is applied afterwards, here and there together
 }
 
 // CopySets brings the external storage up to the catalogue: every complete set that is not there, oldest first, and all WAL. It is
@@ -65,8 +68,8 @@ func (a *App) CopySets(ctx context.Context) (*CopyReport, error) {
 }
 
 // afterwards is what a run does when its set is complete: the recovery kit; tarballs to the external storage, before the program that may take them
-// away gets them; that program, also for sets of dead runs that this one completed; PostgreSQL to the external storage. None of it
-// makes the run fail. Only an interrupted run is an error, with the set complete all the same.
+// away gets them; that program, also for sets of dead runs that this one completed; PostgreSQL to the external storage; the retention.
+// None of it makes the run fail. Only an interrupted run is an error, with the set complete all the same.
 func (a *App) afterwards(ctx context.Context, set *catalog.Set, settled []*catalog.Set) error {
 	a.writeKit(ctx, set)
 	var c *copyOut
@@ -75,6 +78,7 @@ func (a *App) afterwards(ctx context.Context, set *catalog.Set, settled []*catal
 		if c, err = a.newCopyOut(ctx, set); err != nil {
 			a.warn("nothing is copied to %s: %v", o.Name, err)
 		} else {
+			c.retained = true
 			a.step("backup_all", "copy-tarballs", o.Name)
 			c.tarballs(ctx)
 		}
@@ -98,6 +102,9 @@ func (a *App) afterwards(ctx context.Context, set *catalog.Set, settled []*catal
 			a.warn("%v", err)
 		}
 	}
+	if !errors.Is(ctx.Err(), context.Canceled) {
+		a.retain(ctx, set)
+	}
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return fmt.Errorf("set %s is complete; what comes after it was interrupted: %w", set.ID, ctx.Err())
 	}
@@ -108,10 +115,11 @@ func (a *App) afterwards(ctx context.Context, set *catalog.Set, settled []*catal
 // caller's.
 func (a *App) newCopyOut(ctx context.Context, current *catalog.Set) (*copyOut, error) {
 	c := &copyOut{App: a, store: a.o.Store, local: map[string][]repo.Label{}, res: CopyReport{Store: a.o.Store.Name, Copied: []string{}, Behind: []string{}, WAL: []catalog.CopiedWAL{}}}
-	sets, _, err := a.o.Catalog.List(ctx)
+	sets, damaged, err := a.o.Catalog.List(ctx)
 	if err != nil {
 		return nil, err
 	}
+	c.damaged = damaged
 	for _, s := range sets {
 		if current != nil && s.ID == current.ID {
 			s = current

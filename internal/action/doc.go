@@ -31,6 +31,13 @@
 // post_script.path, which may take them away) the separate PostgreSQL backup with its WAL, as engine copies it. Archiving knows
 // nothing of this. Whatever goes wrong is a warning and noted in the catalogue; the next run copies what is missing, oldest first.
 //
+// # Retention
+//
+// Last of all a run removes what the retention does not keep (docs/retention.md). look finds out what is where and what is built on
+// what, RetentionRule.choose decides and looks at nothing else, RetentionPlan.run removes: sets newest first, so that none goes before what is
+// built on it, each with its entry failed first and removed last; then WAL that no backup needs; then the external storage. Deleting
+// one set takes the same way. What can't be asked is never taken for gone.
+//
 // # Restore
 //
 // Everything is unpacked and verified beside its destination before anything that exists is touched. What is replaced is

@@ -83,14 +83,14 @@ func (p *DeletePlan) planSnapshot(ctx context.Context, piece catalog.Piece) erro
 	return nil
 }
 
-func (p *DeletePlan) removeSnapshots(ctx context.Context) error {
-	for _, s := range p.Snapshots {
-		client, err := p.a.rdsClient(s.Region)
+func (a *App) removeSnapshots(ctx context.Context, set *catalog.Set, snapshots []SnapshotRemoval) error {
+	for _, s := range snapshots {
+		client, err := a.rdsClient(s.Region)
 		if err != nil {
 			return err
 		}
-		p.a.step("delete", "rds-snapshot", s.Snapshot)
-		if err := client.DeleteSnapshot(ctx, s.Snapshot, p.Set.ID, p.Set.Run); err != nil && !errors.Is(err, rds.ErrNotFound) {
+		a.step("delete", "rds-snapshot", s.Snapshot)
+		if err := client.DeleteSnapshot(ctx, s.Snapshot, set.ID, set.Run); err != nil && !errors.Is(err, rds.ErrNotFound) {
 			return fmt.Errorf("cluster %s: %w", s.Stanza, err)
 		}
 	}

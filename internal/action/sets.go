@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
-	"strings"
 
 	"holdfast/internal/catalog"
 	"holdfast/internal/engine"
@@ -160,94 +158,134 @@ type DeletePlan struct {
 	Files     []string             `json:"files"`
 	Backups   []*engine.RemovePlan `json:"backups"`
 	Snapshots []SnapshotRemoval    `json:"snapshots,omitempty"`
-	Last      bool                 `json:"last"` // it is the last restorable set
+	WAL       []RepositoryWAL      `json:"wal,omitempty"` // that no other set needs, of each repository
+	Bytes     int64                `json:"bytes"`         // that all of it frees
+	Last      bool                 `json:"last"`          // it is the last set that can be restored, or the last that is wholly here
 	Warnings  []string             `json:"warnings,omitempty"`
 
-	a       *App
-	workers []worker // of Backups
+	a         *App
+	allowLast bool
+	plan      SetPlan
 }
 
-// PlanDeleteSet works out what goes with a set. allowLast permits deleting the last complete one.
+// PlanDeleteSet works out what goes with a set. A pinned one stays, and one that another is built on. allowLast permits deleting the
+// last that can be restored. Errors: catalog.ErrUnknown, ErrSetStays.
 func (a *App) PlanDeleteSet(ctx context.Context, id string, allowLast bool) (*DeletePlan, error) {
-	set, err := a.o.Catalog.Get(ctx, id)
+	if _, err := a.o.Catalog.Get(ctx, id); err != nil { // also when it is damaged
+		return nil, err
+	}
+	l, err := a.look(ctx)
 	if err != nil {
 		return nil, err
 	}
-	sets, _, err := a.o.Catalog.List(ctx)
-	if err != nil {
+	i := slices.IndexFunc(l.sets, func(s standing) bool { return s.set.ID == id })
+	if i < 0 {
+		return nil, fmt.Errorf("%w: %s; see: holdfast sets list", catalog.ErrUnknown, id)
+	}
+	p := &DeletePlan{Set: l.sets[i].set, a: a, allowLast: allowLast, Last: l.last(i)}
+	if p.Last && !allowLast {
+		return nil, fmt.Errorf("%w: %s is the last one that can be restored: make another first (alation_action backup_all), or say --last", ErrSetStays, id)
+	}
+	if err := l.deletable(i); err != nil {
 		return nil, err
 	}
-	p := &DeletePlan{Set: set, a: a, Last: set.State == catalog.Complete}
-	for _, s := range sets {
-		if s.State == catalog.Complete && s.ID != id {
-			p.Last = false
+	choices := a.o.Keep.choose(l.sets, a.o.Now())
+	for j := range choices { // all that the retention would remove is still here: WAL goes by what it would leave
+		choices[j] = choice{window: choices[j].window || !l.sets[j].set.Pinned(a.o.Now())}
+	}
+	choices[i] = choice{goes: true, reasons: []string{"deleted on request"}}
+	plans := l.plans(choices)
+	p.plan, p.Bytes = plans[i], plans[i].Bytes
+	for _, f := range p.plan.Files {
+		p.Files = append(p.Files, f.Path)
+	}
+	for _, b := range p.plan.Backups {
+		rp, err := l.shelf(catalog.Piece{Path: b.Repository, Stanza: b.Stanza}).s.PlanRemove(ctx, b.Label, true)
+		switch {
+		case errors.Is(err, engine.ErrNoBackup) || errors.Is(err, engine.ErrStanzaMissing):
+			p.Warnings = append(p.Warnings, err.Error())
+		case err != nil:
+			return nil, err
+		default:
+			p.Backups = append(p.Backups, rp)
 		}
 	}
-	if p.Last && !allowLast {
-		return nil, fmt.Errorf("set %s is the last one that can be restored: make another first (alation_action backup_all), or say --last", id)
+	if p.WAL, err = l.planWAL(ctx, choices, plans); err != nil {
+		return nil, err
 	}
-	if f := filepath.Join(a.o.DumpDir, set.ID+kitSuffix); exists(f) { // it holds every secret
-		p.Files = append(p.Files, f)
+	for _, w := range p.WAL {
+		p.Bytes += w.Bytes
 	}
-	for _, piece := range set.Pieces {
+	for _, piece := range p.Set.Pieces {
 		if piece.OnRDS() {
 			if err := p.planSnapshot(ctx, piece); err != nil {
 				return nil, err
 			}
 			continue
 		}
-		if piece.Kind != catalog.Postgres {
-			for _, f := range []string{piece.Path, hiddenName(piece.Path)} {
-				if _, err := os.Lstat(f); err == nil {
-					p.Files = append(p.Files, f)
-				}
-			}
-			continue
-		}
-		if a.inStore(piece.Path) {
+		if piece.Kind == catalog.Postgres && a.inStore(piece.Path) {
 			p.Warnings = append(p.Warnings, fmt.Sprintf("PostgreSQL's backup %s stays on %s, where the retention decides", piece.Label, piece.Path))
-			continue
-		}
-		st, err := a.o.OpenRepo(piece.Path)
-		if err != nil {
-			return nil, err
-		}
-		s, err := a.stanza(piece.Stanza, st)
-		if err != nil {
-			return nil, err
-		}
-		rp, err := s.PlanRemove(ctx, repo.Label(piece.Label), allowLast || set.State != catalog.Complete)
-		if errors.Is(err, engine.ErrNoBackup) || errors.Is(err, engine.ErrStanzaMissing) {
-			p.Warnings = append(p.Warnings, err.Error())
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		p.Warnings = append(p.Warnings, otherSets(sets, set.ID, rp)...)
-		w, err := a.worker(a.clusterOrName(piece.Stanza), piece.Path, st)
-		if err != nil {
-			return nil, err
-		}
-		p.Backups, p.workers = append(p.Backups, rp), append(p.workers, w)
-	}
-	return p, nil
-}
-
-// otherSets names sets that would lose a backup which depends on the one to be removed.
-func otherSets(sets []*catalog.Set, id string, rp *engine.RemovePlan) []string {
-	var out []string
-	for _, s := range sets {
-		for _, piece := range s.Pieces {
-			if s.ID != id && piece.Stanza == rp.Stanza && slices.Contains(rp.Backups, repo.Label(piece.Label)) {
-				out = append(out, fmt.Sprintf("set %s needs the backup too and can't be restored afterwards", s.ID))
-			}
 		}
 	}
-	return out
+	p.plan.Snapshots = p.Snapshots
+	p.Warnings = append(p.Warnings, l.notes...)
+	return p, ctx.Err()
 }
 
-// Run deletes. The catalogue entry is failed first and removed last, so that a deletion which dies is seen and repeated.
+// last says whether the set is the only complete one, the only one that restores, or the only one that is wholly here.
+func (l *look) last(i int) bool {
+	s := &l.sets[i]
+	if s.set.State != catalog.Complete {
+		return false
+	}
+	complete, counted, here := 0, 0, 0
+	for j := range l.sets {
+		o := &l.sets[j]
+		if j == i || o.set.State != catalog.Complete {
+			continue
+		}
+		complete++
+		if o.counts() {
+			counted++
+		}
+		if o.counts() && !o.away {
+			here++
+		}
+	}
+	return complete == 0 || s.counts() && (counted == 0 || here == 0 && !s.away)
+}
+
+// deletable says what keeps a set from being deleted.
+func (l *look) deletable(i int) error {
+	s := &l.sets[i]
+	now := l.o.Now()
+	if s.set.Pinned(now) {
+		return fmt.Errorf("%w: %s is %s; if it may go: holdfast sets unpin %s", ErrSetStays, s.set.ID, pinText(s.set.Pin), s.set.ID)
+	}
+	if s.unknown != nil {
+		return fmt.Errorf("set %s: it can't be told what of it is here: %w", s.set.ID, s.unknown)
+	}
+	if s.strange != "" && s.set.Removal == nil {
+		return fmt.Errorf("%w: this program does not know what %s of %s is", ErrSetStays, s.strange, s.set.ID)
+	}
+	var on []string
+	for j := range l.sets {
+		if o := &l.sets[j]; j != i && o.set.Removal == nil && slices.Contains(o.built, s.set.ID) {
+			on = append(on, o.set.ID)
+		}
+	}
+	if len(on) > 0 && s.set.Removal == nil {
+		slices.Reverse(on)
+		return fmt.Errorf("%w: what is built on %s could not be restored without it: %s; delete those first, in this order", ErrSetStays, s.set.ID, firstFew(on))
+	}
+	if s.unnamed != "" && s.set.Removal == nil {
+		return fmt.Errorf("%w: backup %s, which belongs to no set, is built on %s; remove it first: holdfast pg expire", ErrSetStays, s.unnamed, s.set.ID)
+	}
+	return nil
+}
+
+// Run deletes. The catalogue entry is failed first and removed last, so that a deletion which dies is seen and completed, by the same
+// command or by the next run.
 func (p *DeletePlan) Run(ctx context.Context) error {
 	unlock, err := p.a.lock(ctx, "sets delete")
 	if err != nil {
@@ -257,25 +295,13 @@ func (p *DeletePlan) Run(ctx context.Context) error {
 }
 
 func (p *DeletePlan) run(ctx context.Context) error {
-	p.Set.State, p.Set.Error = catalog.Failed, "being deleted"
-	if err := p.a.o.Catalog.Put(ctx, p.Set); err != nil {
+	now, err := p.a.PlanDeleteSet(ctx, p.Set.ID, p.allowLast)
+	if err != nil {
 		return err
 	}
-	for _, f := range p.Files {
-		if base := filepath.Base(f); !strings.Contains(base, p.Set.ID) { // a doctored catalogue must not name other files
-			return fmt.Errorf("the catalogue says that %s belongs to set %s, but its name does not: remove it by hand if it does", f, p.Set.ID)
-		}
-		if err := os.Remove(f); err != nil && !os.IsNotExist(err) {
-			return err
-		}
-	}
-	for i, b := range p.Backups {
-		if err := p.workers[i].Remove(ctx, b); err != nil {
-			return err
-		}
-	}
-	if err := p.removeSnapshots(ctx); err != nil {
+	if err := p.a.removeSet(ctx, &now.plan); err != nil {
 		return err
 	}
-	return p.a.o.Catalog.Delete(ctx, p.Set.ID)
+	_, err = p.a.removeWAL(ctx, now.WAL)
+	return err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 
 	"holdfast/internal/catalog"
@@ -17,9 +18,10 @@ import (
 
 // StoreExpiry is what the retention removes from the external storage.
 type StoreExpiry struct {
-	Store   string   `json:"store"`
-	Sets    []string `json:"sets"`    // whose tarballs go
-	Backups []string `json:"backups"` // stanza and label
+	Store   string            `json:"store"`
+	Sets    []string          `json:"sets"`          // whose tarballs go
+	Backups []string          `json:"backups"`       // stanza and label
+	WAL     []*engine.WALPlan `json:"wal,omitempty"` // between pinned sets and the others
 
 	a     *App
 	due   map[string][]repo.Label // by stanza, newest first
@@ -127,8 +129,17 @@ func (e *StoreExpiry) planSets(ctx context.Context, sets []*catalog.Set) (err er
 	return nil
 }
 
-// run removes what is due and returns what it has removed.
+// run removes what is due and returns what it has removed. What the storage does not permit to be removed is left, and the error names
+// it, after everything else has been removed.
 func (e *StoreExpiry) run(ctx context.Context) (removed []string, err error) {
+	var kept []error
+	denied := func(what string, err error) bool {
+		if !errors.Is(err, fs.ErrPermission) || ctx.Err() != nil {
+			return false
+		}
+		kept = append(kept, fmt.Errorf("%s can't be removed with these credentials, or not yet: %w", what, err))
+		return true
+	}
 	for stanza, labels := range e.due {
 		s, err := e.a.storeStanza(stanza, e.there)
 		if err != nil {
@@ -142,6 +153,9 @@ func (e *StoreExpiry) run(ctx context.Context) (removed []string, err error) {
 			if err == nil {
 				err = plan.Run(ctx)
 			}
+			if denied(stanza+" "+string(label), err) {
+				continue
+			}
 			if err != nil {
 				return removed, err
 			}
@@ -151,12 +165,21 @@ func (e *StoreExpiry) run(ctx context.Context) (removed []string, err error) {
 		}
 	}
 	for _, id := range e.Sets {
-		if err := removeStored(ctx, e.sets, id); err != nil {
+		err := removeStored(ctx, e.sets, id)
+		if denied(id, err) {
+			continue
+		}
+		if err != nil {
 			return removed, err
 		}
 		removed = append(removed, id)
 	}
-	return removed, nil
+	for _, w := range e.WAL {
+		if err := w.Run(ctx); err != nil && !denied("WAL of "+w.Stanza, err) {
+			return removed, err
+		}
+	}
+	return removed, errors.Join(kept...)
 }
 
 // PlanExpireStore works out what the retention removes from the external storage now.
@@ -164,8 +187,8 @@ func (a *App) PlanExpireStore(ctx context.Context) (*StoreExpiry, error) {
 	if _, err := a.store(); err != nil {
 		return nil, err
 	}
-	sets, _, err := a.o.Catalog.List(ctx)
-	if err != nil {
+	sets, damaged, err := a.o.Catalog.List(ctx)
+	if err = errors.Join(err, unreadable(damaged)); err != nil {
 		return nil, err
 	}
 	e, err := a.planExpiry(ctx, complete(sets), true, true)
@@ -182,6 +205,14 @@ func (e *StoreExpiry) Run(ctx context.Context) ([]string, error) {
 	return removed, errors.Join(wrap(err, "external storage %s", e.Store), unlock())
 }
 
+// unreadable keeps what belongs to sets whose entries can't be read: nobody knows which that is.
+func unreadable(damaged []error) error {
+	if len(damaged) == 0 {
+		return nil
+	}
+	return fmt.Errorf("nothing is removed from the external storage as long as the catalogue can't be read whole: %w", errors.Join(damaged...))
+}
+
 func complete(sets []*catalog.Set) (out []*catalog.Set) {
 	for _, s := range sets {
 		if s.State == catalog.Complete {
@@ -193,10 +224,14 @@ func complete(sets []*catalog.Set) (out []*catalog.Set) {
 
 // prune applies the retention to the external storage at the end of a round of copying; what an append-only instance leaves is named.
 func (c *copyOut) prune(ctx context.Context, repository, tarballs bool) {
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || c.retained || c.store.KeepSets == 0 {
 		return
 	}
-	e, err := c.planExpiry(ctx, c.sets, repository, tarballs)
+	err := unreadable(c.damaged)
+	var e *StoreExpiry
+	if err == nil {
+		e, err = c.planExpiry(ctx, c.sets, repository, tarballs)
+	}
 	switch {
 	case err != nil:
 	case c.store.AppendOnly:
@@ -212,4 +247,77 @@ func (c *copyOut) prune(ctx context.Context, repository, tarballs bool) {
 	if err != nil {
 		c.warn("the retention on %s could not be applied: %v", c.store.Name, err)
 	}
+}
+
+// planStore works out what goes from the external storage when the plan's sets have gone. Between what a pinned set needs and what
+// the others need WAL goes there, too.
+func (p *RetentionPlan) planStore(ctx context.Context) (*StoreExpiry, error) {
+	o := p.a.o.Store
+	if err := unreadable(p.look.damaged); err != nil && p.Rule.Sets > 0 {
+		return nil, err
+	}
+	var stay []*catalog.Set
+	for _, s := range p.Sets {
+		if s.State == catalog.Complete && !s.Goes {
+			stay = append(stay, s.set)
+		}
+	}
+	e, err := p.a.planExpiry(ctx, stay, o.Postgres, o.Tarballs)
+	if err != nil || e.there == nil {
+		return e, err
+	}
+	stanzas, err := engine.Stanzas(ctx, e.there)
+	if err != nil {
+		return nil, err
+	}
+	for _, stanza := range stanzas {
+		h := &shelf{stanza: stanza, owners: map[repo.Label][]string{}}
+		for _, known := range p.look.sets {
+			for _, piece := range known.set.Pieces {
+				if l := repo.Label(piece.Label); piece.Kind == catalog.Postgres && piece.Stanza == stanza {
+					h.owners[l] = append(h.owners[l], known.set.ID)
+				}
+			}
+		}
+		if h.s, err = p.a.storeStanza(stanza, e.there); err != nil {
+			return nil, err
+		}
+		if h.lines, err = h.s.Lines(ctx); errors.Is(err, engine.ErrStanzaMissing) { // a copy that was begun
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		until := h.until(p.look.sets, p.choices, func(catalog.Piece) bool { return true })
+		if len(until) == 0 {
+			continue
+		}
+		w, err := h.s.PlanWAL(ctx, until, e.due[stanza]...)
+		if err != nil {
+			return nil, err
+		}
+		if w.Files > 0 {
+			e.WAL = append(e.WAL, w)
+		}
+	}
+	return e, nil
+}
+
+// runStore applies the retention to the external storage; what these credentials are to leave to others is named.
+func (p *RetentionPlan) runStore(ctx context.Context, res *RetentionResult) error {
+	o := p.a.o.Store
+	e, err := p.planStore(ctx)
+	switch {
+	case err != nil:
+	case o.AppendOnly:
+		res.Due = e.lines()
+		if n := len(res.Due); n > 0 {
+			p.a.step("expire", "due", fmt.Sprintf("the retention would remove %d from %s, which is left to others: holdfast sets expire-store", n, o.Name))
+		}
+	default:
+		res.Store, err = e.run(ctx)
+		for _, what := range res.Store {
+			p.a.step("expire", "store", what)
+		}
+	}
+	return wrap(err, "the retention on %s", o.Name)
 }

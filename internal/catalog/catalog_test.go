@@ -44,6 +44,9 @@ func full(id string) *Set {
 			LastSet: "202611231200_10-0-0-1", Error: "e"},
 		Kit:        &Kit{Path: "/b/k.age", Size: 30, SHA256: "01"},
 		PostScript: &PostScript{Program: "/p", Ran: interval, Code: 1, Error: "e"},
+		Pin:        &Pin{Reason: "audit", At: noon, Until: noon.Add(time.Hour)},
+		Removal:    &Removal{Reason: "old", At: noon},
+		Retention:  &Retention{At: noon, Removed: []string{"202611221200_10-0-0-1"}, Bytes: 7, Error: "e"},
 		Warnings:   []string{"w"}, Verdicts: []Verdict{{At: noon, Check: "verify", OK: true, Findings: []string{"f"}}},
 	}
 }

@@ -195,6 +195,28 @@ type Kit struct {
 	SHA256 string `json:"sha256"`
 }
 
+// Pin keeps a set from the retention, and from being deleted.
+type Pin struct {
+	Reason string    `json:"reason"`
+	At     time.Time `json:"at"`             // when it was pinned
+	Until  time.Time `json:"until,omitzero"` // from then on it keeps nothing; zero: it has no end
+}
+
+// Removal says that a set is being removed. It is in the set's entry before anything goes, and the entry goes last: a removal that died
+// is seen and completed. The state is then Failed, as for programs that do not know this member.
+type Removal struct {
+	Reason string    `json:"reason"`
+	At     time.Time `json:"at"` // when it was begun
+}
+
+// Retention is what the retention did at the end of a run, or when it was asked to: in the entry of the newest complete set.
+type Retention struct {
+	At      time.Time `json:"at"`
+	Removed []string  `json:"removed,omitempty"` // sets
+	Bytes   int64     `json:"bytes"`             // freed here
+	Error   string    `json:"error,omitempty"`   // what could not be removed, and why
+}
+
 // Set is one run's backup.
 type Set struct {
 	Format     int       `json:"format"`
@@ -217,6 +239,9 @@ type Set struct {
 	Kit        *Kit        `json:"recovery_kit,omitempty"` // nil: none is configured, or it could not be written
 	Copy       *Copy       `json:"copy,omitempty"`         // nil: nothing was to be copied
 	PostScript *PostScript `json:"post_script,omitempty"`
+	Pin        *Pin        `json:"pin,omitempty"`       // nil: it is not pinned
+	Removal    *Removal    `json:"removal,omitempty"`   // nil: it is not being removed
+	Retention  *Retention  `json:"retention,omitempty"` // nil: none was applied after it
 
 	// extra are members of the document that this version does not know, by their names. Encode writes them back, so that
 	// a verdict added by an older program does not take away what a newer one noted.
@@ -339,6 +364,17 @@ func (s *Set) OnRDS() []PostgresPoint {
 		}
 	}
 	return out
+}
+
+// Pinned reports whether the set has a pin that has not ended.
+func (s *Set) Pinned(now time.Time) bool {
+	return s.Pin != nil && (s.Pin.Until.IsZero() || now.Before(s.Pin.Until))
+}
+
+// Good reports whether a set is complete and its last check, if there was one, found nothing.
+func (s *Set) Good() bool {
+	n := len(s.Verdicts)
+	return s.State == Complete && (n == 0 || s.Verdicts[n-1].OK)
 }
 
 // Size is the bytes of all pieces.

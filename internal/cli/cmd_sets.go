@@ -11,8 +11,8 @@ import (
 )
 
 func (r *root) setsCommand() *cobra.Command {
-	c := &cobra.Command{Use: "sets", Short: "list, show, inspect, verify, copy, fetch and delete backup sets"}
-	c.AddCommand(r.setsList(), r.setsShow(), r.setsInspect(), r.setsVerify(), r.setsCopy(), r.setsFetch(), r.setsDelete(), r.setsExpireStore())
+	c := &cobra.Command{Use: "sets", Short: "list, show, inspect, verify, pin, copy, fetch, expire and delete backup sets"}
+	c.AddCommand(r.setsList(), r.setsShow(), r.setsInspect(), r.setsVerify(), r.setsCopy(), r.setsFetch(), r.setsPin(), r.setsUnpin(), r.setsDelete(), r.setsExpire(), r.setsExpireStore())
 	return group(c)
 }
 
@@ -51,7 +51,7 @@ func (r *root) setsList() *cobra.Command {
 			}
 			err = r.env.printJSON(sets)
 		} else {
-			rows := [][]string{{"SET", "STATE", "POSTGRESQL", "SIZE", "TOOK", "SKEW", "COPY", "LAST CHECK"}}
+			rows := [][]string{{"SET", "STATE", "POSTGRESQL", "SIZE", "TOOK", "SKEW", "COPY", "LAST CHECK", "PIN"}}
 			for _, s := range sets {
 				rows = append(rows, setRow(s))
 			}
@@ -84,6 +84,18 @@ func copyWord(s *catalog.Set) string {
 	return "behind"
 }
 
+// pinWord says until when a set is pinned, and why; an end that has passed is shown, too.
+func pinWord(s *catalog.Set) string {
+	switch p := s.Pin; {
+	case p == nil:
+		return "-"
+	case p.Until.IsZero():
+		return p.Reason
+	default:
+		return "until " + p.Until.UTC().Format("2006-01-02 15:04") + ": " + p.Reason
+	}
+}
+
 func setRow(s *catalog.Set) []string {
 	took, skew, check := "-", "-", "-"
 	if !s.Ended.IsZero() {
@@ -96,7 +108,7 @@ func setRow(s *catalog.Set) []string {
 		v := s.Verdicts[n-1]
 		check = v.Check + " " + verdict(v) + ", " + v.At.Format("2006-01-02 15:04")
 	}
-	return []string{s.ID, string(s.State), whereWord(s), engine.Size(s.Size()), took, skew, copyWord(s), check}
+	return []string{s.ID, string(s.State), whereWord(s), engine.Size(s.Size()), took, skew, copyWord(s), check, pinWord(s)}
 }
 
 func (r *root) setsShow() *cobra.Command {

@@ -176,7 +176,7 @@ func TestJSONShapes(t *testing.T) {
 		{"holdfast --json sets show " + id, 0, set},
 		{"holdfast sets show 202601010000_1 --json", 2, `{"code":2,"error":""}`},
 		{"holdfast sets nosuch --json", 2, `{"code":2,"error":""}`},
-		{"holdfast sets delete --json --dry-run " + id, 0, `{"set":` + set + `,"files":[""],"backups":null,"last":true}`},
+		{"holdfast sets delete --json --dry-run " + id, 0, `{"set":` + set + `,"files":[""],"backups":null,"bytes":1,"last":true}`},
 		{"holdfast sets verify --json " + id, 6, `{"at":"","check":"","ok":false,"findings":[""]}`},
 		{"alation_conf --json snapshot.enabled", 0, entry},
 		{"alation_conf --json --list", 0, "[" + entry + "]"},

@@ -45,6 +45,7 @@ var sentinels = map[string]struct {
 	"action.ErrPreflight":         {action.ErrPreflight, exitFailed},
 	"cli.scriptError":             {&scriptError{"x"}, exitScript},
 	"action.ErrRestart":           {action.ErrRestart, exitRefused},
+	"action.ErrSetStays":          {action.ErrSetStays, exitRefused},
 	"catalog.ErrUnknown":          {catalog.ErrUnknown, exitUsage},
 	"conf.ErrRefused":             {conf.ErrRefused, exitUsage},
 	"conf.RuleError":              {&conf.RuleError{}, exitUsage},

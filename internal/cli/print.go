@@ -87,6 +87,7 @@ func (e *Env) printSet(s *catalog.Set) error {
 		p.f("took %s\n", s.Ended.Sub(s.Began).Round(time.Millisecond))
 	}
 	p.copyOf(s)
+	p.keptOf(s)
 	for _, w := range s.Warnings {
 		p.f("warning: %s\n", w)
 	}
@@ -251,7 +252,9 @@ func (e *Env) printDeletePlan(d *action.DeletePlan) error {
 		for _, l := range b.Backups {
 			p.f("  stanza %s: backup %s\n", b.Stanza, l)
 		}
-		p.f("  stanza %s: %d WAL segments that nothing else needs (%s)\n", b.Stanza, b.Segments, engine.Size(b.WALBytes))
+	}
+	for _, w := range d.WAL {
+		p.f("  stanza %s: %d WAL segments that nothing else needs (%s)\n", w.Stanza, w.Files, engine.Size(w.Bytes))
 	}
 	for _, s := range d.Snapshots {
 		p.f("  stanza %s: DB snapshot %s in %s (the DB instance %s stays)\n", s.Stanza, s.Snapshot, s.Region, s.Instance)

@@ -31,6 +31,7 @@ func settings(env *Env, words, environ []string) (*backrestRun, error) {
 // wireStore: the external storage that the parameters describe, and what is copied to it.
 func wireStore(env *Env, w *wired, o *action.Options) error {
 	v := w.values
+	o.Keep = action.RetentionRule{Sets: v.Int(conf.KeyRetentionSets), Days: v.Int(conf.KeyRetentionDays)}
 	name := storeName(w.resolve, v)
 	wanted := v.Bool(conf.KeyRedundancyEnabled) || v.Bool(conf.KeyTarballCopies)
 	if name == "" && !wanted {

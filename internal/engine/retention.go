@@ -244,6 +244,7 @@ type walCut struct {
 	all, none bool // all stays; nothing stays
 	keep      []walSpan
 	from      string // segment from which on everything stays
+	position  string // the last 16 digits of a segment from which on everything stays on every timeline; "" = nowhere
 	// histories is the lowest timeline of which the history file stays: that of the oldest backup that does. PostgreSQL looks
 	// for timelines one by one, and gives a promoted server the first number of which there is no file. With a hole in them a
 	// restore of that backup would end early, and begin a timeline anew that others came from.
@@ -307,6 +308,9 @@ func (r *retention) cut(db int, kept []repo.BackupLine) walCut {
 // stays says whether anything of prefix stays: a whole segment name, or the first 16 digits that name its directory.
 func (c *walCut) stays(prefix string) bool {
 	n := len(prefix)
+	if c.position != "" && prefix[8:] >= c.position[:n-8] {
+		return true
+	}
 	for _, k := range c.keep {
 		if prefix >= k.first[:n] && (k.last == "" || prefix <= k.last[:n]) {
 			return true

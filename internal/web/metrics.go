@@ -25,6 +25,12 @@ var (
 	metricGoodTook   = metric{"holdfast_last_good_duration_seconds", "How long the run of the newest good set took.", nil}
 	metricVerifyTime = metric{"holdfast_last_verify_timestamp_seconds", "When a set was last verified.", nil}
 	metricVerifyOK   = metric{"holdfast_last_verify_ok", "1 when that found nothing.", nil}
+	metricPinned     = metric{"holdfast_sets_pinned", "Backup sets that a pin keeps.", nil}
+	metricSetBytes   = metric{"holdfast_sets_size_bytes", "Stored bytes of all complete backup sets.", nil}
+	metricOldest     = metric{"holdfast_oldest_good_timestamp_seconds", "When the oldest good set was made.", nil}
+	metricKeepTime   = metric{"holdfast_last_retention_timestamp_seconds", "When the retention was last applied.", nil}
+	metricKeepOK     = metric{"holdfast_last_retention_ok", "1 when that removed everything that was to go.", nil}
+	metricKeepFreed  = metric{"holdfast_last_retention_freed_bytes", "What that freed.", nil}
 	metricNext       = metric{"holdfast_job_next_run_timestamp_seconds", "When the job runs next; absent: never.", []string{"job"}}
 	metricStarted    = metric{"holdfast_job_last_start_timestamp_seconds", "When the job was started last.", []string{"job"}}
 	metricGoodRun    = metric{"holdfast_job_last_success_timestamp_seconds", "When the last run that did its work ended.", []string{"job"}}
@@ -36,6 +42,7 @@ var (
 )
 
 var metrics = []metric{metricBuild, metricHealthy, metricSets, metricGoodInfo, metricGoodTime, metricGoodAge, metricGoodBytes, metricGoodTook, metricVerifyTime, metricVerifyOK,
+	metricPinned, metricSetBytes, metricOldest, metricKeepTime, metricKeepOK, metricKeepFreed,
 	metricNext, metricStarted, metricGoodRun, metricTook, metricRunning, metricRuns, metricLag, metricCopied}
 
 // collector asks for the Status at every scrape, so that nothing has to be kept up to date in between.
@@ -101,6 +108,7 @@ func (c *collector) sets(s *Status, put func(metric, float64, ...string)) {
 		put(metricVerifyTime, seconds(last.At))
 		put(metricVerifyOK, truth(last.OK))
 	}
+	c.kept(s, put)
 	good := s.lastGood()
 	if good == nil {
 		return
@@ -111,6 +119,37 @@ func (c *collector) sets(s *Status, put func(metric, float64, ...string)) {
 		put(metricGoodTime, seconds(p.taken), p.name)
 		put(metricGoodAge, s.Now.Sub(p.taken).Seconds(), p.name)
 		put(metricGoodBytes, float64(p.bytes), p.name)
+	}
+}
+
+// kept is what the retention has left, and did last.
+func (c *collector) kept(s *Status, put func(metric, float64, ...string)) {
+	pinned, size := 0, int64(0)
+	var oldest *catalog.Set
+	var last *catalog.Retention
+	for _, set := range s.Sets {
+		if set.Pinned(s.Now) {
+			pinned++
+		}
+		if set.State == catalog.Complete {
+			size += set.Size()
+		}
+		if oldest == nil && set.Good() {
+			oldest = set
+		}
+		if r := set.Retention; r != nil && (last == nil || r.At.After(last.At)) {
+			last = r
+		}
+	}
+	put(metricPinned, float64(pinned))
+	put(metricSetBytes, float64(size))
+	if oldest != nil {
+		put(metricOldest, seconds(oldest.Began))
+	}
+	if last != nil {
+		put(metricKeepTime, seconds(last.At))
+		put(metricKeepOK, truth(last.Error == ""))
+		put(metricKeepFreed, float64(last.Bytes))
 	}
 }
 

@@ -43,17 +43,11 @@ type Copy struct {
 // lastGood is the newest set that is complete and in which no check found anything, nil without.
 func (s *Status) lastGood() *catalog.Set {
 	for i := len(s.Sets) - 1; i >= 0; i-- {
-		if Good(s.Sets[i]) {
+		if s.Sets[i].Good() {
 			return s.Sets[i]
 		}
 	}
 	return nil
-}
-
-// Good reports whether a set is complete and its last check, if there was one, found nothing.
-func Good(s *catalog.Set) bool {
-	n := len(s.Verdicts)
-	return s.State == catalog.Complete && (n == 0 || s.Verdicts[n-1].OK)
 }
 
 // component is what of a set belongs to one component.

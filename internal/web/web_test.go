@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -24,8 +25,8 @@ func sample() Status {
 		Pieces: []catalog.Piece{{Kind: catalog.Application, Size: 1000}, {Kind: catalog.EventBus, Size: 10}},
 		Recovery: &catalog.Recovery{Postgres: []catalog.PostgresPoint{{Stanza: "rosemeta", RepoBytes: 500, Taken: taken}}, Files: &catalog.FilesPoint{Taken: taken},
 			EventBus: &catalog.BusPoint{Taken: taken}},
-		Verdicts: []catalog.Verdict{{Check: "verify", OK: true, At: now.Add(-time.Hour)}}}
-	damaged := &catalog.Set{ID: "202611270500_1-2-3-4", State: catalog.Complete, Verdicts: []catalog.Verdict{{Check: "verify", At: now.Add(-90 * time.Minute)}}}
+		Verdicts: []catalog.Verdict{{Check: "verify", OK: true, At: now.Add(-time.Hour)}}, Retention: &catalog.Retention{At: now, Bytes: 2048, Error: "e"}}
+	damaged := &catalog.Set{Pin: &catalog.Pin{Reason: "evidence"}, ID: "202611270500_1-2-3-4", State: catalog.Complete, Verdicts: []catalog.Verdict{{Check: "verify", At: now.Add(-90 * time.Minute)}}}
 	failed := &catalog.Set{ID: "202611270600_1-2-3-4", State: catalog.Failed}
 	return Status{Now: now, Version: "0.1", Sets: []*catalog.Set{good, damaged, failed}, Jobs: []Job{
 		{Name: "backup", Next: now.Add(16 * time.Hour), Last: &Run{ID: "7-0badcafe", Started: now.Add(-3 * time.Hour), Ended: now.Add(-2 * time.Hour)}, Good: &Run{Ended: now.Add(-2 * time.Hour)}, Runs: map[string]int{"done": 3}},
@@ -45,10 +46,12 @@ func TestMetrics(t *testing.T) {
 	if code != http.StatusOK {
 		t.Fatal(code, body)
 	}
+	oldest := strconv.FormatFloat(seconds(now.Add(-3*time.Hour)), 'g', -1, 64)
 	for _, want := range []string{
 		`holdfast_last_good_set_info{mode="included",run="7-0badcafe",set="202611270400_1-2-3-4"} 1`,
 		`holdfast_last_good_age_seconds{component="postgres/rosemeta"} 7200`, `holdfast_last_good_size_bytes{component="postgres/rosemeta"} 500`,
 		`holdfast_last_good_size_bytes{component="files"} 1000`, `holdfast_last_good_size_bytes{component="eventbus"} 10`, `holdfast_last_good_duration_seconds 4200`,
+		`holdfast_sets_pinned 1`, `holdfast_last_retention_ok 0`, `holdfast_last_retention_freed_bytes 2048`, `holdfast_oldest_good_timestamp_seconds ` + oldest,
 		`holdfast_sets{state="complete"} 2`, `holdfast_sets{state="failed"} 1`, `holdfast_sets{state="running"} 0`, `holdfast_last_verify_ok 1`,
 		`holdfast_job_next_run_timestamp_seconds{job="backup"} 1.7958384e+09`, `holdfast_job_last_duration_seconds{job="backup"} 3600`, `holdfast_job_last_duration_seconds{job="copy"} 60`,
 		`holdfast_job_running{job="copy"} 1`, `holdfast_job_runs_total{job="backup",outcome="done"} 3`, `holdfast_copy_wal_lag_seconds 90`,

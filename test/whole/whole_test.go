@@ -451,7 +451,7 @@ func TestDamage(t *testing.T) {
 	if _, err := os.Stat(app); !os.IsNotExist(err) {
 		t.Errorf("deleted, but %v", err)
 	}
-	fails(t, w, 1, "the last one", "holdfast", "sets", "delete", other.ID, "--yes")
+	fails(t, w, 5, "the last one", "holdfast", "sets", "delete", other.ID, "--yes")
 	ok(t, w, "holdfast", "sets", "verify", other.ID)
 }
 
