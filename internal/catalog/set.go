@@ -58,6 +58,17 @@ type Interval struct {
 	To   time.Time `json:"to"`
 }
 
+// Backup is a PostgreSQL backup that a run made, known from the moment it is in its repository. In mode included that is the
+// staging repository, or the tarball itself.
+type Backup struct {
+	Stanza string   `json:"stanza"`
+	Label  string   `json:"label"`
+	Type   string   `json:"type"`            // full, diff or incr
+	Prior  string   `json:"prior,omitempty"` // the backup that a diff or incr was built on
+	Needs  []string `json:"needs,omitempty"` // labels: what a restore of it reads besides, from the same repository
+	Why    string   `json:"why,omitempty"`   // why it is of this type
+}
+
 // PostgresPoint is one cluster at the recovery point.
 type PostgresPoint struct {
 	Stanza     string   `json:"stanza"`
@@ -173,6 +184,7 @@ type Set struct {
 	AppVersion string    `json:"app_version"`
 	Program    string    `json:"program"` // version of Holdfast
 	Pieces     []Piece   `json:"pieces"`
+	Backups    []Backup  `json:"backups,omitempty"`
 	Recovery   *Recovery `json:"recovery,omitempty"`
 	Warnings   []string  `json:"warnings,omitempty"`
 	Verdicts   []Verdict `json:"verdicts,omitempty"`
@@ -271,6 +283,16 @@ func (s *Set) Piece(k Kind) *Piece {
 	for i := range s.Pieces {
 		if s.Pieces[i].Kind == k {
 			return &s.Pieces[i]
+		}
+	}
+	return nil
+}
+
+// Backup returns what is noted of a PostgreSQL backup of this set, nil without.
+func (s *Set) Backup(stanza, label string) *Backup {
+	for i := range s.Backups {
+		if b := &s.Backups[i]; b.Stanza == stanza && b.Label == label {
+			return b
 		}
 	}
 	return nil

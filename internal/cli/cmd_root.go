@@ -113,6 +113,7 @@ func (r *root) backupCommand() *cobra.Command {
 		return backupAll(cmd.Context(), r.env, r.f)
 	}}
 	c.Flags().BoolVar(&r.f.dryRun, "dry-run", false, "show the plan and what is wrong, change nothing")
+	c.Flags().StringVar(&r.f.typ, "type", "", "the PostgreSQL backup of this run, whatever is configured: full, diff or incr; what can't be incremental becomes full")
 	return c
 }
 

@@ -228,14 +228,18 @@ storage. holdfast sets list --store lists what is there.`,
 }
 
 func (r *root) setsDelete() *cobra.Command {
-	var last bool
+	var last, dependents bool
 	c := &cobra.Command{Use: "delete ID", Short: "delete a set: tarballs, PostgreSQL backup, WAL that nothing else needs", Args: exactArgs(1, "a set's ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			w, l, err := r.app()
 			if err != nil {
 				return err
 			}
-			plan, err := w.app.PlanDeleteSet(cmd.Context(), args[0], last)
+			makePlan := w.app.PlanDeleteSet
+			if dependents {
+				makePlan = w.app.PlanDeleteChain
+			}
+			plan, err := makePlan(cmd.Context(), args[0], last)
 			l.done()
 			if err != nil {
 				return err
@@ -269,10 +273,16 @@ func (r *root) setsDelete() *cobra.Command {
 				return r.env.printJSON(plan)
 			}
 			_, err = fmt.Fprintf(r.env.Stdout, "set %s is deleted\n", args[0])
+			for _, d := range plan.Dependents {
+				if err == nil {
+					_, err = fmt.Fprintf(r.env.Stdout, "set %s is deleted\n", d.ID)
+				}
+			}
 			return err
 		}}
 	c.Flags().BoolVar(&r.f.dryRun, "dry-run", false, "show what would go, delete nothing")
 	c.Flags().BoolVar(&r.f.yes, "yes", false, "do not ask")
+	c.Flags().BoolVar(&dependents, "dependents", false, "delete the sets that are built on it, too")
 	c.Flags().BoolVar(&last, "last", false, "permit deleting the last set that can be restored")
 	return c
 }

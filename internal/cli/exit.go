@@ -123,7 +123,7 @@ var sentinelCodes = []struct {
 	errs []error
 }{
 	{exitUsage, []error{conf.ErrRefused, kit.ErrWanted, catalog.ErrUnknown, action.ErrNoStore, engine.ErrTarget, engine.ErrTablespaceMap, engine.ErrLinkMap, engine.ErrLinkInside, engine.ErrDBMissing, engine.ErrDBInvalid}},
-	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTargetOwner, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, engine.ErrPassphrase, engine.ErrCopyConflict, repo.ErrSealed, kit.ErrPassphrase, kit.ErrIdentity, instance.ErrNoInstance, action.ErrRestart, s3.ErrReadOnly}},
+	{exitRefused, []error{engine.ErrTargetNotEmpty, engine.ErrTargetRunning, engine.ErrTargetOwner, engine.ErrTimeline, engine.ErrLastBackup, engine.ErrStopped, engine.ErrPassphrase, engine.ErrCopyConflict, repo.ErrSealed, kit.ErrPassphrase, kit.ErrIdentity, instance.ErrNoInstance, action.ErrRestart, action.ErrNeeded, s3.ErrReadOnly}},
 	{exitAway, []error{storage.ErrUnavailable}},
 	{exitBusy, []error{action.ErrBusy, repo.ErrLocked, durable.ErrLocked}},
 }

@@ -39,6 +39,8 @@ var sentinels = map[string]struct {
 }{
 	"action.ErrBusy":              {action.ErrBusy, exitBusy},
 	"action.BusyError":            {&action.BusyError{Verb: "restore"}, exitBusy},
+	"action.ErrNeeded":            {action.ErrNeeded, exitRefused},
+	"action.NeededError":          {&action.NeededError{ID: "x", By: []string{"y"}}, exitRefused},
 	"action.ErrNoStore":           {action.ErrNoStore, exitUsage},
 	"cli.scriptError":             {&scriptError{"x"}, exitScript},
 	"action.ErrRestart":           {action.ErrRestart, exitRefused},
@@ -132,6 +134,7 @@ var sentinels = map[string]struct {
 
 // unmapped are error types that rootMain answers to before exitCode is asked, or that are never returned by a command.
 var unmapped = map[string]string{
+	"engine.ErrNoPrior":        "becomes a reason for a full backup",
 	"pg.connectError":          "is a pg.ErrConnect",
 	"action.toolError":         "it unwraps to the sentinel that its own exit code stands for",
 	"backrest.Error":           "under the name pgbackrest the codes are the original's",
