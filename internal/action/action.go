@@ -45,6 +45,9 @@ type Options struct {
 	Compress       repo.CompressType
 	Level          int
 	Bundle         bool // small files of a repository apart are stored together
+	Block          bool // with Bundle: of files that changed the changed blocks are stored
+	Incremental    IncrementalOptions
+	Type           repo.BackupType // of the next run's PostgreSQL backup; empty: what Incremental says
 	ProcessMax     int
 	ArchiveTimeout time.Duration
 

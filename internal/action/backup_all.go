@@ -37,6 +37,7 @@ type BackupPlan struct {
 	DumpDir     string               `json:"dump_dir"`
 	Repository  string               `json:"repository"`
 	Store       string               `json:"store,omitempty"`      // external storage that gets a copy afterwards
+	Staging     *StagingPlan         `json:"staging,omitempty"`    // mode included with incremental backups
 	FreeBytes   uint64               `json:"free_bytes"`           // on the dump directory's file system
 	Unfinished  []string             `json:"unfinished,omitempty"` // what the run settles first
 	WhatIsWrong []string             `json:"wrong,omitempty"`      // every reason why a run would fail, at once
@@ -88,8 +89,14 @@ func (a *App) PlanBackupAll(ctx context.Context) (*BackupPlan, error) {
 	} else if j != nil {
 		wrong(errInterrupted)
 	}
-	p.FreeBytes, err = freeBytes(a.o.DumpDir)
-	wrong(err)
+	free, ferr := freeBytes(a.o.DumpDir)
+	wrong(ferr)
+	p.FreeBytes = free
+	if a.keepsChain() && err == nil && ferr == nil {
+		staging, short, err := a.planStaging(ctx, p.Postgres, st, free)
+		wrong(errors.Join(err, short))
+		p.Staging = staging
+	}
 	p.addFindings(a.Preflight(ctx, false))
 	return p, ctx.Err()
 }
@@ -105,11 +112,23 @@ func (a *App) planCluster(ctx context.Context, c Cluster, st storage.Storage) (*
 	if err != nil {
 		return nil, err
 	}
-	p, err := s.PlanBackup(ctx, engine.BackupOptions{Type: repo.Full, Conn: c.Conn, DataDir: c.DataDir, Fast: true, Compress: a.o.Compress, Level: a.o.Level,
+	t, err := a.chooseType(ctx, c, s)
+	if err != nil {
+		return nil, a.explainPass(err)
+	}
+	apart := a.o.Mode == catalog.Apart
+	p, err := s.PlanBackup(ctx, engine.BackupOptions{Type: t.typ, Conn: c.Conn, DataDir: c.DataDir, Fast: true, Compress: a.o.Compress, Level: a.o.Level,
 		ProcessMax: a.o.ProcessMax, ArchiveCheck: true, ArchiveTimeout: a.o.ArchiveTimeout,
-		Resume: a.o.Mode == catalog.Apart,                // a large catalog's interrupted copy is not begun anew
-		Bundle: a.o.Bundle && a.o.Mode == catalog.Apart}) // a tarball is one object anyway, and bundles would pass through temporary files on their way into it
-	return p, a.explainPass(err)
+		Resume: a.onDisk(),                                                    // a large catalog's interrupted copy is not begun anew
+		Bundle: a.o.Bundle && apart, Block: a.o.Bundle && a.o.Block && apart}) // a tarball is one object anyway, and bundles would pass through temporary files on their way into it
+	if err != nil {
+		return nil, a.explainPass(err)
+	}
+	p.Why = t.why
+	if t.warn {
+		p.Warnings = append(p.Warnings, fmt.Sprintf("stanza %s: a full backup: %s", c.Stanza, t.why))
+	}
+	return p, nil
 }
 
 // run is one backup_all in progress.
@@ -134,6 +153,7 @@ type clusterBackup struct {
 	res     *engine.BackupResult
 	control pg.Control
 	point   catalog.PostgresPoint
+	chain   []repo.BackupLine // in the staging repository, oldest first; nil: it is not kept there
 }
 
 // BackupAll backs everything up to one recovery point. The returned set is in the catalogue: complete, or failed when the
@@ -257,12 +277,15 @@ func (r *run) cleanup() error {
 	return errors.Join(errs...)
 }
 
-// backupPostgres makes a full backup of every cluster, into the tarball or into the repository.
+// backupPostgres makes a backup of every cluster: into the repository, into the tarball, or into the staging repository and from
+// there into the tarball.
 func (r *run) backupPostgres(ctx context.Context) error {
 	target := r.base
 	if r.o.Mode == catalog.Included {
 		r.repo = newTarRepo(r.base, r.appTar, r.staging, r.o.Now)
-		target = r.repo
+		if !r.keepsChain() {
+			target = r.repo
+		}
 	}
 	for _, c := range r.o.Clusters {
 		r.step("backup_all", "postgres", c.Stanza)
@@ -272,6 +295,12 @@ func (r *run) backupPostgres(ctx context.Context) error {
 		}
 		for _, w := range plan.Warnings {
 			r.warn("%s", w)
+		}
+		r.set.Warnings = append(r.set.Warnings, plan.Warnings...)
+		if target != r.base { // a chain of before would be listed in the tarball's backup.info
+			if err := r.clearStaged(ctx, c.Stanza, r.base, nil); err != nil {
+				return err
+			}
 		}
 		if err := r.handOver(c); err != nil { // before the server archives the WAL of this backup
 			return err
@@ -295,10 +324,17 @@ func (r *run) backupPostgres(ctx context.Context) error {
 		for _, f := range res.PageErrors {
 			r.set.Warnings = append(r.set.Warnings, fmt.Sprintf("stanza %s: bad page checksums in %s", c.Stanza, f))
 		}
-		r.backups = append(r.backups, &clusterBackup{Cluster: c, s: s, res: res, control: control})
+		b := &clusterBackup{Cluster: c, s: s, res: res, control: control}
+		r.backups = append(r.backups, b)
+		r.set.Backups = append(r.set.Backups, noted(plan, res))
 		if r.o.Mode == catalog.Apart { // known from now on, so that a failed set's backup can be found and deleted
 			r.set.Pieces = append(r.set.Pieces, catalog.Piece{Kind: catalog.Postgres, Path: r.o.RepoDir, Size: res.Line.RepoSizeDelta, Stanza: c.Stanza, Label: string(res.Label)})
-			if err := r.o.Catalog.Put(ctx, r.set); err != nil {
+		}
+		if err := r.o.Catalog.Put(ctx, r.set); err != nil {
+			return err
+		}
+		if r.keepsChain() {
+			if err := r.packChain(ctx, b); err != nil {
 				return err
 			}
 		}
@@ -444,7 +480,13 @@ func (r *run) settleWAL(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		names = append(names, repo.ArchiveDir(b.Stanza)+"/archive.info", repo.ArchiveDir(b.Stanza)+"/archive.info.copy")
+		older, err := r.chainWAL(ctx, b)
+		if err != nil {
+			return err
+		}
+		names = append(append(names, older...), repo.ArchiveDir(b.Stanza)+"/archive.info", repo.ArchiveDir(b.Stanza)+"/archive.info.copy")
+		slices.Sort(names)
+		names = slices.Compact(names) // histories are named with each backup
 		if err := r.repo.copyObjects(ctx, names); err != nil {
 			return err
 		}
@@ -572,11 +614,24 @@ func (r *run) publish(ctx context.Context, busOut *outFile) error {
 	return nil
 }
 
-// trimStaging removes from the staging repository the WAL before this run's backup: each tarball carries its own.
+// trimStaging removes from the staging repository the WAL before this run's backup, for each tarball carries its own, and the
+// backups that the next run does not build on.
 func (r *run) trimStaging(ctx context.Context) error {
 	r.step("backup_all", "trim", r.o.RepoDir)
 	for _, b := range r.backups {
-		if err := b.s.TrimWAL(ctx, b.res.DB, b.res.ArchiveStart); err != nil {
+		why, err := r.alsoSeparate(ctx, b.Stanza)
+		if err != nil {
+			return err
+		}
+		if why != "" {
+			r.set.Warnings = append(r.set.Warnings, why)
+			continue
+		}
+		trim := func() error { return b.s.TrimWAL(ctx, b.res.DB, b.res.ArchiveStart) }
+		if b.chain != nil {
+			trim = func() error { return r.trimChain(ctx, b) }
+		}
+		if err := trim(); err != nil {
 			return fmt.Errorf("staging repository: %w", err)
 		}
 	}

@@ -25,6 +25,13 @@
 // says "publishing", both are renamed, and the catalogue says "complete". A run that dies before "publishing" leaves a
 // failed set and nothing under a final name; one that dies after it is completed by the next run.
 //
+// # Incremental backups
+//
+// The type of each cluster's backup is chosen in incremental.go, from the repository's own list of backups. With PostgreSQL apart the
+// chain stands in the repository, and sets need each other: chains.go says which. With PostgreSQL in the tarball the backup is made in
+// the staging repository, which keeps the chain that the next run builds on, and the whole chain is packed into the tarball
+// (closure.go): sets of that mode need nobody.
+//
 // # Copies elsewhere
 //
 // When the set is complete, and not before, what is to be copied to external storage is: tarballs, then (after the program of

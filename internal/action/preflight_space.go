@@ -187,7 +187,9 @@ func (a *App) scale(s *catalog.Set, sizes map[string]int64, files int64, resumes
 }
 
 // mayBeIncremental says whether the next run may copy less than everything of PostgreSQL.
-func (a *App) mayBeIncremental() bool { return false }
+func (a *App) mayBeIncremental() bool {
+	return a.o.Incremental.Enabled || a.o.Type != "" && a.o.Type != repo.Full
+}
 
 // placed says what goes where: the most of what the sets would take, and half of the least.
 func (a *App) placed(all []shares) []need {

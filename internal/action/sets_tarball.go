@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"slices"
@@ -108,21 +109,48 @@ func (a *App) verifyIncluded(ctx context.Context, set *catalog.Set, file string)
 // maxOutline bounds the info files and manifests of one tarball, in bytes: they are held in memory.
 const maxOutline = 1 << 30
 
-// outlineInto keeps of a repository what says what is in it: info files and manifests, and the names of its WAL.
+// outlineInto keeps of a repository what says what is in it: info files, the names of its WAL, and of each stanza the manifest of
+// the newest backup, which is the set's. Those that it is built on are told by the members that it names.
 func outlineInto(ctx context.Context, mem *storage.Mem) func(name string, r io.Reader) error {
 	left := int64(maxOutline)
+	newest := map[string]string{} // by directory of a stanza: of a label
+	drop := func(name string) error {
+		info, err := mem.Stat(ctx, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		left += info.Size
+		return errors.Join(err, mem.Remove(ctx, name))
+	}
+	keep := func(name string, r io.Reader) error {
+		b, err := io.ReadAll(io.LimitReader(r, left))
+		if err != nil {
+			return err
+		}
+		if left -= int64(len(b)); left <= 0 {
+			return fmt.Errorf("info files and manifests of more than %d bytes", int64(maxOutline))
+		}
+		return storage.WriteAll(ctx, mem, name, b)
+	}
 	return func(name string, r io.Reader) error {
-		base := strings.TrimSuffix(path.Base(name), ".copy")
-		switch {
-		case base == "backup.info" || base == "archive.info" || base == "backup.manifest":
-			b, err := io.ReadAll(io.LimitReader(r, left))
-			if err != nil {
-				return err
+		switch base := strings.TrimSuffix(path.Base(name), ".copy"); {
+		case base == "backup.manifest":
+			dir := path.Dir(name)
+			stanza, label := path.Split(dir)
+			was := newest[stanza]
+			switch {
+			case label < was:
+				return nil
+			case label > was && was != "":
+				old := stanza + was + "/backup.manifest"
+				if err := errors.Join(drop(old), drop(old+".copy")); err != nil {
+					return err
+				}
 			}
-			if left -= int64(len(b)); left <= 0 {
-				return fmt.Errorf("info files and manifests of more than %d bytes", int64(maxOutline))
-			}
-			return storage.WriteAll(ctx, mem, name, b)
+			newest[stanza] = label
+			return keep(name, r)
+		case base == "backup.info" || base == "archive.info":
+			return keep(name, r)
 		case strings.HasPrefix(name, "archive/"):
 			return storage.WriteAll(ctx, mem, name, nil)
 		}

@@ -52,6 +52,9 @@ func (a *App) configureTool(c Cluster) error {
 	}
 	if a.o.Bundle && a.o.Mode == catalog.Apart {
 		text += "repo1-bundle=y\n"
+		if a.o.Block {
+			text += "repo1-block=y\n"
+		}
 	}
 	if a.o.Compress != repo.None {
 		text += fmt.Sprintf("compress-level=%d\n", a.o.Level)

@@ -16,7 +16,6 @@ import (
 	"holdfast/internal/engine"
 	"holdfast/internal/pg"
 	"holdfast/internal/repo"
-	"holdfast/internal/storage"
 	"sync"
 )
 
@@ -42,7 +41,7 @@ func (t *tool) Upgrade(ctx context.Context, _ pg.Control) (engine.CreateOutcome,
 func (t *tool) Backup(ctx context.Context, p *engine.BackupPlan) (*engine.BackupResult, error) {
 	ball, _ := t.st.(*tarRepo)
 	if ball != nil {
-		if err := t.clearStaged(ctx, ball.Storage); err != nil { // of a run that died
+		if err := t.a.clearStaged(ctx, t.c.Stanza, ball.Storage, nil); err != nil { // of a run that died
 			return nil, err
 		}
 	}
@@ -64,7 +63,7 @@ func (t *tool) Backup(ctx context.Context, p *engine.BackupPlan) (*engine.Backup
 	if err := ball.takeBackup(ctx, t.c.Stanza, res.Label); err != nil {
 		return nil, err
 	}
-	return res, t.clearStaged(ctx, ball.Storage)
+	return res, t.a.clearStaged(ctx, t.c.Stanza, ball.Storage, nil)
 }
 
 // newest is what the tool says of the newest backup.
@@ -92,6 +91,12 @@ func (t *tool) newest(ctx context.Context) (*engine.BackupResult, error) {
 		Line: repo.BackupLine{Label: repo.Label(label), Type: repo.BackupType(b.Type), DBID: b.Database.ID, TimeStart: b.Timestamp.Start, TimeStop: b.Timestamp.Stop,
 			ArchiveStart: *b.Archive.Start, ArchiveStop: *b.Archive.Stop, LSNStart: b.LSN.Start, LSNStop: b.LSN.Stop,
 			Size: b.Info.Size, SizeDelta: b.Info.Delta, RepoSizeDelta: b.Info.Repository.Delta, RepoSize: b.Info.Repository.Delta}}
+	if b.Prior != nil {
+		res.Line.Prior = repo.Label(*b.Prior)
+	}
+	for _, l := range b.Reference {
+		res.Line.References = append(res.Line.References, repo.Label(l))
+	}
 	if b.Info.Repository.Size != nil {
 		res.Line.RepoSize = *b.Info.Repository.Size
 	}
@@ -119,28 +124,6 @@ func (t *tool) info(ctx context.Context, args ...string) (*engine.StanzaInfo, er
 		return nil, fmt.Errorf("stanza %s: pgbackrest info describes %d stanzas", t.c.Stanza, len(all))
 	}
 	return &all[0], nil
-}
-
-// clearStaged removes every backup of the stanza from the staging repository, which the tool would not do with the last.
-func (t *tool) clearStaged(ctx context.Context, base storage.Storage) error {
-	s, err := t.a.stanza(t.c.Stanza, base)
-	if err != nil {
-		return err
-	}
-	info, err := s.Info(ctx, "")
-	if err != nil {
-		return err
-	}
-	for _, b := range slices.Backward(info.Backup) { // newest first: none depends on one that is gone
-		p, err := s.PlanRemove(ctx, repo.Label(b.Label), true)
-		if err != nil {
-			return err
-		}
-		if err := p.Run(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // Restore restores what p plans, o being what it was made from.

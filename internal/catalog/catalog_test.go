@@ -29,6 +29,7 @@ func full(id string) *Set {
 			{Kind: EventBus, Path: "/b/e.tar.gz", Size: 20, SHA256: "cd"},
 			{Kind: Postgres, Path: "/repo", Size: 1 << 40, Stanza: "main", Label: "20261123-115900F"},
 		},
+		Backups: []Backup{{Stanza: "main", Label: "20261123-115900F_20261124-115900I", Type: "incr", Prior: "20261123-115900F", Needs: []string{"20261123-115900F"}, Why: "w"}},
 		Recovery: &Recovery{Name: "holdfast_1", Postgres: []PostgresPoint{{Stanza: "main", Label: "20261123-115900F", Version: "15", SystemID: 1<<64 - 1, HistoryID: 1,
 			Timeline: 2, LSN: "0/3000000", Segment: "000000020000000000000003", WALStart: "000000020000000000000002", DataDir: "/d", ConfigFile: "/etc/d/postgresql.conf", Bytes: 5, RepoBytes: 3,
 			Databases: []string{"postgres"}, Taken: interval, PageErrors: []string{"base/1/2"}, Compress: "zst",

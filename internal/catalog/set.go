@@ -62,6 +62,17 @@ type Interval struct {
 	To   time.Time `json:"to"`
 }
 
+// Backup is a PostgreSQL backup that a run made, known from the moment it is in its repository. In mode included that is the
+// staging repository, or the tarball itself.
+type Backup struct {
+	Stanza string   `json:"stanza"`
+	Label  string   `json:"label"`
+	Type   string   `json:"type"`            // full, diff or incr
+	Prior  string   `json:"prior,omitempty"` // the backup that a diff or incr was built on
+	Needs  []string `json:"needs,omitempty"` // labels: what a restore of it reads besides, from the same repository
+	Why    string   `json:"why,omitempty"`   // why it is of this type
+}
+
 // PostgresPoint is one cluster at the recovery point.
 type PostgresPoint struct {
 	Stanza     string   `json:"stanza"`
@@ -232,6 +243,7 @@ type Set struct {
 	AppVersion string    `json:"app_version"`
 	Program    string    `json:"program"` // version of Holdfast
 	Pieces     []Piece   `json:"pieces"`
+	Backups    []Backup  `json:"backups,omitempty"`
 	Recovery   *Recovery `json:"recovery,omitempty"`
 	Warnings   []string  `json:"warnings,omitempty"`
 	Verdicts   []Verdict `json:"verdicts,omitempty"`
@@ -375,6 +387,16 @@ func (s *Set) Pinned(now time.Time) bool {
 func (s *Set) Good() bool {
 	n := len(s.Verdicts)
 	return s.State == Complete && (n == 0 || s.Verdicts[n-1].OK)
+}
+
+// Backup returns what is noted of a PostgreSQL backup of this set, nil without.
+func (s *Set) Backup(stanza, label string) *Backup {
+	for i := range s.Backups {
+		if b := &s.Backups[i]; b.Stanza == stanza && b.Label == label {
+			return b
+		}
+	}
+	return nil
 }
 
 // Size is the bytes of all pieces.

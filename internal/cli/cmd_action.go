@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,15 +13,18 @@ import (
 	"holdfast/internal/catalog"
 	"holdfast/internal/conf"
 	"holdfast/internal/engine"
+	"holdfast/internal/repo"
 )
 
-const actionHelp = `usage: alation_action ACTION [--json] [--dry-run] [--skip-preflight]
+const actionHelp = `usage: alation_action ACTION [--json] [--dry-run] [--skip-preflight] [--type full|diff|incr]
 
 actions:
   backup_all                back up everything now, to one recovery point
   enable_backupv2           point PostgreSQL's WAL archiving at the configured backup tool and prove that it works
   destructive_restore_all   restore the set that alation.backup.restore_file and .eb_restore_file name;
                             shows the plan and asks: answer YES
+
+--type chooses the PostgreSQL backup of this backup_all, whatever is configured; what can't be incremental becomes full.
 
 exit codes: `
 
@@ -41,6 +45,11 @@ func actionMain(ctx context.Context, env *Env, args []string) int {
 			f.root = args[i]
 		case strings.HasPrefix(a, "--root="):
 			f.root = a[len("--root="):]
+		case a == "--type" && i+1 < len(args):
+			i++
+			f.typ = args[i]
+		case strings.HasPrefix(a, "--type="):
+			f.typ = a[len("--type="):]
 		case a == "--help" || a == "-h":
 			fmt.Fprintln(env.Stdout, actionHelp+exitHelp())
 			return exitOK
@@ -53,6 +62,9 @@ func actionMain(ctx context.Context, env *Env, args []string) int {
 	var err error
 	if f.skipPreflight && verb != "backup_all" {
 		return env.exit("alation_action", &usageError{"--skip-preflight goes with backup_all"}, f.json)
+	}
+	if f.typ != "" && verb != "backup_all" {
+		return env.exit("alation_action", &usageError{"--type goes with backup_all"}, f.json)
 	}
 	switch verb {
 	case "backup_all":
@@ -75,17 +87,23 @@ type actionFlags struct {
 	json   bool
 	dryRun bool
 	yes    bool
+	typ    string // of the PostgreSQL backup; empty: as configured
 
 	skipPreflight bool
 }
 
 // backupAll is alation_action backup_all and holdfast backup.
 func backupAll(ctx context.Context, env *Env, f actionFlags) error {
+	typ := repo.BackupType(f.typ)
+	if !slices.Contains([]repo.BackupType{"", repo.Full, repo.Diff, repo.Incr}, typ) {
+		return &usageError{fmt.Sprintf("--type %q: allowed are full, diff, incr", f.typ)}
+	}
 	l := newListener(env, f.json, nil)
 	w, err := openApp(env, f.root, l)
 	if err != nil {
 		return err
 	}
+	w.app = w.app.OfType(typ)
 	if f.dryRun {
 		plan, err := w.app.PlanBackupAll(ctx)
 		l.done()
@@ -132,7 +150,11 @@ func makeBackup(ctx context.Context, w *wired, l *listener) (*catalog.Set, []str
 		w.log.ended("backup_all", err)
 		return nil, nil, err
 	}
-	warnings = append(warnings, set.Warnings...)
+	for _, text := range set.Warnings {
+		if !slices.Contains(warnings, text) { // else it was said while the run went on, too
+			warnings = append(warnings, text)
+		}
+	}
 	w.log.endedWith("backup_all", nil, len(warnings), set.ID)
 	return set, warnings, nil
 }

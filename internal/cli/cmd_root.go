@@ -114,6 +114,7 @@ func (r *root) backupCommand() *cobra.Command {
 	}}
 	c.Flags().BoolVar(&r.f.dryRun, "dry-run", false, "show the plan and what is wrong, change nothing")
 	c.Flags().BoolVar(&r.f.skipPreflight, "skip-preflight", false, skipPreflightHelp)
+	c.Flags().StringVar(&r.f.typ, "type", "", "the PostgreSQL backup of this run, whatever is configured: full, diff or incr; what can't be incremental becomes full")
 	return c
 }
 

@@ -142,6 +142,7 @@ var sentinels = map[string]struct {
 
 // unmapped are error types that rootMain answers to before exitCode is asked, or that are never returned by a command.
 var unmapped = map[string]string{
+	"engine.ErrNoPrior":        "becomes a reason for a full backup",
 	"pg.connectError":          "is a pg.ErrConnect",
 	"action.preflightError":    "it is an action.ErrPreflight and what its findings were made from",
 	"action.toolError":         "it unwraps to the sentinel that its own exit code stands for",

@@ -32,6 +32,10 @@ func (e *Env) printBackupPlan(b *action.BackupPlan) error {
 	p.f("backup_all would write to %s (%s free), PostgreSQL %s:\n", b.DumpDir, engine.Size(int64(min(b.FreeBytes, 1<<62))), where)
 	for _, c := range b.Postgres {
 		p.f("  postgres  %s: %s backup of %s, PostgreSQL %s, %d files, %s\n", c.Stanza, c.Type, c.DataDir, c.Version, c.Files, engine.Size(c.Bytes))
+		p.f("            %s: %s\n", c.Type, c.Why)
+	}
+	if s := b.Staging; s != nil {
+		p.f("  staging   %s has %s that this run builds on; about %s more, and the tarball holds it all\n", s.Dir, engine.Size(s.Chain), engine.Size(s.New))
 	}
 	p.rdsPlan(b.RDS)
 	for _, t := range b.Trees {
@@ -67,6 +71,13 @@ func (e *Env) printSet(s *catalog.Set) error {
 		p.f("  %-11s  %9s  %s", piece.Kind, engine.Size(piece.Size), piece.Path)
 		if piece.Label != "" {
 			p.f("  (stanza %s, backup %s)", piece.Stanza, piece.Label)
+		}
+		p.f("\n")
+	}
+	for _, b := range s.Backups {
+		p.f("  stanza %s: %s backup %s", b.Stanza, b.Type, b.Label)
+		if b.Why != "" {
+			p.f(", %s", b.Why)
 		}
 		p.f("\n")
 	}

@@ -38,7 +38,10 @@ func wireRepository(env *Env, w *wired, o *action.Options) error {
 	if lo, hi := repo.LevelRange(o.Compress); o.Level < lo || o.Level > hi {
 		o.Level = repo.DefaultLevel(o.Compress)
 	}
-	o.Bundle = w.values.Bool(conf.KeyBundle)
+	o.Bundle, o.Block = w.values.Bool(conf.KeyBundle), w.values.Bool(conf.KeyBlock)
+	if o.Incremental, err = wireIncremental(w.values); err != nil {
+		return err
+	}
 	o.ProcessMax = w.values.Int(conf.KeyProcessMax)
 	if o.ProcessMax == 0 {
 		o.ProcessMax = runtime.NumCPU()

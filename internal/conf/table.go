@@ -107,9 +107,17 @@ var table = []Key{
 	{Name: "alation.backup.scheduled_minute", Type: Int, Default: "0", Min: 0, Max: 59, Unit: "minute of the hour", Since: "2020.3",
 		Help: "Minute of the scheduled run."},
 	{Name: "alation.backup_v2.incremental.enabled", Type: Bool, Default: "False", Since: "holdfast",
-		Help: "True: PostgreSQL is backed up incrementally, with a full backup every `full_every` runs. False: each run is a full backup."},
+		Help: "True: between two full backups of PostgreSQL only what changed is stored. False: each run makes a full backup. With PostgreSQL in the tarball a staging repository " +
+			"beside the tarballs then keeps the last full backup and what was built on it, and each tarball still has all that it needs."},
+	{Name: "alation.backup_v2.incremental.full_day", Type: List, Allowed: weekdays, Since: "holdfast",
+		Help: "Days of full backups, in UTC unless `schedule.zone` says otherwise, separated by commas without spaces: the first run since such a day began makes one, also when that is " +
+			"on a later day. Set, `full_every` is not looked at. Empty: `full_every` decides."},
 	{Name: "alation.backup_v2.incremental.full_every", Type: Int, Default: "7", Min: 1, Max: 365, Unit: "runs", Since: "holdfast",
-		Help: "Number of runs from one full backup to the next when incremental backups are enabled; 1 makes every run full."},
+		Help: "Runs from one full backup to the next, the full one counted: 7 is one full backup, then six that are incremental; 1 makes every run full. Counted for each " +
+			"cluster by the backups in its repository; those of failed runs do not count."},
+	{Name: "alation.backup_v2.incremental.type", Type: Enum, Default: "incr", Allowed: []string{"incr", "diff"}, Required: true, Since: "holdfast",
+		Help: "What the runs between two full backups store: `incr` what changed since the run before, `diff` what changed since the full backup, which takes more space and needs " +
+			"no more than two backups for a restore."},
 	{Name: "alation.backup_v2.pgbackup_compression", Type: Bool, Default: "True", Since: "2022.2",
 		Help: "True: the PostgreSQL backup goes into the Alation tarball. False: it is kept apart, in the repository that `pgsql.pgbackrest.repo_dir_name` names."},
 	{Name: "alation.backup_v2.retention.days", Type: Int, Default: "0", Min: 0, Max: 36500, Unit: "days", Since: "holdfast",
@@ -157,7 +165,7 @@ var table = []Key{
 	{Name: "pgsql.pgbackrest.archive_timeout", Type: Seconds, Default: "60", Min: 1, Max: 86400, Unit: "seconds", Since: "holdfast",
 		Help: "How long a backup or check waits for a WAL segment to reach the archive."},
 	{Name: "pgsql.pgbackrest.block", Type: Bool, Default: "False", Since: "holdfast",
-		Help: "Store changed blocks rather than changed files in incremental backups. Needs `bundle`."},
+		Help: "Store changed blocks rather than changed files in incremental backups of the separate PostgreSQL backup. Needs `bundle`. pgbackrest 2.46 or later reads it."},
 	{Name: "pgsql.pgbackrest.bundle", Type: Bool, Default: "False", Since: "holdfast",
 		Help: "Store many small files of the separate PostgreSQL backup in one object: fewer files in the repository. pgbackrest 2.39 or later reads it."},
 	{Name: "pgsql.pgbackrest.cipher_pass", Type: SecretT, Since: "holdfast", After: followEnable,

@@ -69,6 +69,7 @@ const (
 type BackupPlan struct {
 	Stanza       string            `json:"stanza"`
 	Type         repo.BackupType   `json:"type"`            // what it will be
+	Why          string            `json:"why,omitempty"`   // why it is of this type; set by who chose the type
 	Prior        repo.Label        `json:"prior,omitempty"` // the backup that a diff or incr builds on
 	PriorVersion string            `json:"-"`               // of the program that made it
 	DataDir      string            `json:"data_dir"`

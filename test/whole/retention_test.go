@@ -40,8 +40,8 @@ func keptSets(t *testing.T, w *world.World) (out []kept) {
 	return out
 }
 
-// made makes a set and returns it: with several in a minute it need not have the last id.
-func made(t *testing.T, w *world.World) (s set) {
+// newSet makes a set and returns it: with several in a minute it need not have the last id.
+func newSet(t *testing.T, w *world.World) (s set) {
 	t.Helper()
 	must(t, json.Unmarshal([]byte(ok(t, w, "alation_action", "backup_all", "--json")), &s))
 	return s
@@ -71,12 +71,12 @@ func TestRetention(t *testing.T) {
 				}
 			}
 			rows(1)
-			first := made(t, w)
+			first := newSet(t, w)
 			ok(t, w, "holdfast", "sets", "pin", first.ID, "--reason", "year end", "--until", "30d")
 			rows(3)
-			second := made(t, w)
+			second := newSet(t, w)
 			rows(3)
-			third := made(t, w)
+			third := newSet(t, w)
 			rows(1)
 			time.Sleep(1100 * time.Millisecond)
 			moment, err := w.Text(t.Context(), "select now()::text")
@@ -87,7 +87,7 @@ func TestRetention(t *testing.T) {
 			if !strings.Contains(plan, "pinned until") || strings.Contains(plan, "goes") {
 				t.Error(plan)
 			}
-			fourth := made(t, w)
+			fourth := newSet(t, w)
 			rows(1)
 			gone(t, w, apart, first, second, third, fourth)
 			fails(t, w, 5, "year end", "holdfast", "sets", "delete", first.ID, "--yes", "--last")
@@ -165,8 +165,8 @@ func killedExpire(t *testing.T, w *world.World, pinned string) {
 		}
 		ok(t, w, "alation_conf", "alation.backup_v2.retention.sets", "-s", "0")
 		must(t, w.Exec(t.Context(), "select pg_switch_wal()"))
-		made(t, w)
-		last := made(t, w)
+		newSet(t, w)
+		last := newSet(t, w)
 		ok(t, w, "alation_conf", "alation.backup_v2.retention.sets", "-s", "1")
 		killAt(t, w, step, "holdfast", "sets", "expire", "--yes")
 		for _, s := range keptSets(t, w) {
