@@ -287,11 +287,17 @@ func (r *run) backupPostgres(ctx context.Context) error {
 			target = r.repo
 		}
 	}
-	for _, c := range r.o.Clusters {
+	plans, err := r.planClusters(ctx, target)
+	if err != nil {
+		return err
+	}
+	for i, c := range r.o.Clusters {
 		r.step("backup_all", "postgres", c.Stanza)
-		plan, err := r.planCluster(ctx, c, target)
-		if err != nil {
-			return err
+		plan := plans[i]
+		if i > 0 { // time has passed since it was looked at
+			if plan, err = r.planCluster(ctx, c, target); err != nil {
+				return err
+			}
 		}
 		for _, w := range plan.Warnings {
 			r.warn("%s", w)
@@ -374,15 +380,7 @@ func (r *run) recoveryPoint(ctx context.Context) error {
 	if rec.Skew.From = begun; begun.IsZero() {
 		rec.Skew.From = r.o.Now().UTC()
 	}
-	for i, b := range r.backups {
-		from := r.o.Now().UTC()
-		lsn, perr := conns[i].CreateRestorePoint(ctx, name)
-		if perr != nil {
-			err = fmt.Errorf("stanza %s: %w", b.Stanza, perr)
-			break
-		}
-		b.point = r.postgresPoint(b, lsn, catalog.Interval{From: from, To: r.o.Now().UTC()})
-	}
+	err = r.restorePoints(ctx, conns, name)
 	for _, c := range conns {
 		err = errors.Join(err, c.Close())
 	}
@@ -453,7 +451,9 @@ func (r *run) settleWAL(ctx context.Context) error {
 		if conf, _, cerr := conn.Setting(ctx, "config_file"); cerr == nil && !below(conf, b.DataDir) {
 			b.point.ConfigFile = conf
 		}
-		_, _, err = conn.SwitchWAL(ctx)
+		if err = conn.Commit(ctx); err == nil { // every time up to now can be recovered to, however quiet the cluster is
+			_, _, err = conn.SwitchWAL(ctx)
+		}
 		dbs, derr := conn.Databases(ctx)
 		if err = errors.Join(err, derr, conn.Close()); err != nil {
 			return fmt.Errorf("stanza %s: %w", b.Stanza, err)

@@ -1,10 +1,12 @@
 package action
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"holdfast/internal/catalog"
 	"holdfast/internal/engine"
@@ -38,6 +40,8 @@ type copyOut struct {
 	here  storage.Storage
 	there storage.Storage // PostgreSQL's repository on the external storage
 	local map[string][]repo.Label
+	late  []*catalog.Set // of sets: an earlier round could not copy them
+	away  error          // the storage does not answer: it is not waited for once more
 	res   CopyReport
 
 	damaged  []error // entries of the catalogue that can't be read
@@ -126,6 +130,9 @@ func (a *App) newCopyOut(ctx context.Context, current *catalog.Set) (*copyOut, e
 		}
 		if s.State == catalog.Complete {
 			c.sets = append(c.sets, s)
+			if n := s.Copy; n != nil && n.Store == c.store.Name && n.Error != "" && n.Error != errGone.Error() {
+				c.late = append(c.late, s)
+			}
 		}
 	}
 	return c, nil
@@ -162,9 +169,10 @@ func (c *copyOut) postgres(ctx context.Context) {
 		return
 	}
 	var err error
-	if c.here, err = c.repository(); err == nil {
+	if c.here, err = c.repository(); err == nil && c.away == nil {
 		c.there, err = c.storeRepo()
 	}
+	err = cmp.Or(err, c.away)
 	if err != nil {
 		c.failed(ctx, err)
 		return
@@ -198,6 +206,9 @@ func (c *copyOut) set(ctx context.Context, s *catalog.Set) bool {
 			return true
 		}
 		errs = append(errs, err)
+		if storage.IsUnavailable(err) { // another cluster would wait for it in vain as long again
+			break
+		}
 	}
 	err := errors.Join(errs...)
 	if err == nil {
@@ -354,16 +365,58 @@ func (c *copyOut) failed(ctx context.Context, err error) {
 // finish writes what was learned into the catalogue. The run's context may be over; what is there is there.
 func (c *copyOut) finish(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
+	c.caughtUp()
+	wal := c.knownWAL()
 	var errs []error
 	for _, s := range c.sets {
 		if s.Copy == nil || s.Copy.Store != c.store.Name {
 			continue
 		}
 		s.Copy.LastSet = c.res.LastSet
-		if len(c.res.WAL) > 0 {
-			s.Copy.WAL = c.res.WAL
+		if len(wal) > 0 {
+			s.Copy.WAL = wal
 		}
 		errs = append(errs, c.o.Catalog.Put(ctx, s))
 	}
 	return errors.Join(errs...)
+}
+
+// caughtUp says which sets came there late: a log that told of an outage tells of its end.
+func (c *copyOut) caughtUp() {
+	var there []string
+	for _, s := range c.late {
+		if s.Copy.Error == "" && (s.Copy.Postgres || !c.store.Postgres) && (s.Copy.Tarballs || !c.store.Tarballs) {
+			there = append(there, s.ID)
+		}
+	}
+	if len(there) > 0 {
+		c.step("copy", "caught-up", fmt.Sprintf("%s has the sets that it lacked: %s", c.store.Name, strings.Join(there, ", ")))
+	}
+}
+
+// knownWAL is how far the WAL of each cluster is known to reach there: what this round did not get to is as before.
+func (c *copyOut) knownWAL() []catalog.CopiedWAL {
+	known := slices.Clone(c.res.WAL)
+	for i := len(c.sets) - 1; i >= 0; i-- {
+		n := c.sets[i].Copy
+		if n == nil || n.Store != c.store.Name || len(n.WAL) == 0 {
+			continue
+		}
+		for _, before := range n.WAL {
+			if c.cluster(before.Stanza) != nil && !slices.ContainsFunc(known, func(w catalog.CopiedWAL) bool { return w.Stanza == before.Stanza }) {
+				known = append(known, before)
+			}
+		}
+		break
+	}
+	slices.SortFunc(known, func(a, b catalog.CopiedWAL) int { return c.order(a.Stanza) - c.order(b.Stanza) })
+	return known
+}
+
+// order is the place of a stanza among the clusters.
+func (c *copyOut) order(stanza string) int {
+	if i := slices.IndexFunc(c.o.Clusters, func(k Cluster) bool { return k.Stanza == stanza }); i >= 0 {
+		return i
+	}
+	return len(c.o.Clusters)
 }

@@ -70,6 +70,9 @@ func (c *copyOut) tarballs(ctx context.Context) {
 				c.warn("set %s: %v; it can't be copied to %s any more", s.ID, err, c.store.Name)
 			}
 		default:
+			if storage.IsUnavailable(err) {
+				c.away = err
+			}
 			n.Error = tarballsError + err.Error()
 			c.warn("the tarballs of set %s are not on %s; the next run copies them, or now: holdfast sets copy (%v)", s.ID, c.store.Name, err)
 			return

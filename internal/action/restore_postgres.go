@@ -175,7 +175,7 @@ func (r *restoreRun) restoreCluster(ctx context.Context, c Cluster, point catalo
 		return err
 	}
 	if err := r.a.startServer(ctx, &c, r.j.moveOf(c.DataDir).Aside); err != nil {
-		return err
+		return r.explainTime(ctx, err)
 	}
 	return r.checkCluster(ctx, c, point, st)
 }
@@ -219,6 +219,9 @@ func (r *restoreRun) stopServer(ctx context.Context, c *Cluster) error {
 		return err
 	}
 	r.started = true
+	if err := r.commitBefore(ctx, c); err != nil {
+		r.a.warn("cluster %s: %v", c.Stanza, err)
+	}
 	return pg.Stop(ctx, c.server(nil), "fast")
 }
 
@@ -236,7 +239,7 @@ func (r *restoreRun) prepareArchive(ctx context.Context, c Cluster) error {
 func (r *restoreRun) checkCluster(ctx context.Context, c Cluster, point catalog.PostgresPoint, st storage.Storage) error {
 	conn, err := awaitPromotion(ctx, c)
 	if err != nil {
-		return err
+		return r.explainTime(ctx, err)
 	}
 	defer conn.Close() // a read-only session: its end can't lose anything
 	facts, err := conn.Facts(ctx)

@@ -18,7 +18,7 @@ import (
 	"holdfast/internal/tarball"
 )
 
-// inspectShares adds up a tarball's members by the first two elements of their names.
+// inspectShares adds up a tarball's members by the first two elements of their names; in the repository a third tells the cluster.
 func inspectShares(ctx context.Context, p catalog.Piece) ([]Part, error) {
 	f, err := os.Open(p.Path)
 	if err != nil {
@@ -27,8 +27,12 @@ func inspectShares(ctx context.Context, p catalog.Piece) ([]Part, error) {
 	defer f.Close() // opened for reading: nothing to lose
 	sum := map[string]*Part{}
 	err = eachMember(ctx, f, func(m *tarball.Member) error {
-		elements := strings.SplitN(m.Name, "/", 3)
-		name := strings.Join(elements[:min(2, len(elements))], "/")
+		most := 2
+		if strings.HasPrefix(m.Name, repoPrefix) {
+			most = 3
+		}
+		elements := strings.SplitN(m.Name, "/", most+1)
+		name := strings.Join(elements[:min(most, len(elements))], "/")
 		part := sum[name]
 		if part == nil {
 			part = &Part{Piece: p.Kind, Name: name}

@@ -31,10 +31,12 @@ type listener struct {
 	warnings []string
 	last     time.Time
 	shown    bool
+	seen     map[string]int // steps and how often each has come; for tests
 }
 
 // newListener listens for one command. Tests that die at a step set HOLDFAST_TEST_KILL_AT=verb:name, those that change the
-// world at a step HOLDFAST_TEST_STOP_AT=verb:name. verb:file-N is when N files of a step are complete.
+// world at a step HOLDFAST_TEST_STOP_AT=verb:name. verb:file-N is when N files of a step are complete; verb:name#N is the Nth
+// time that there is such a step, with several clusters.
 func newListener(env *Env, json bool, logs func(string)) *listener {
 	if logs == nil {
 		logs = func(string) {}
@@ -92,10 +94,20 @@ func (l *listener) onStep(e engine.Step) {
 
 // at is where a test may want the process to die or to stand still.
 func (l *listener) at(step string) {
-	switch step {
-	case l.killAt:
+	if l.killAt == "" && l.stopAt == "" {
+		return
+	}
+	l.mu.Lock()
+	if l.seen == nil {
+		l.seen = map[string]int{}
+	}
+	l.seen[step]++
+	nth := fmt.Sprintf("%s#%d", step, l.seen[step])
+	l.mu.Unlock()
+	switch {
+	case step == l.killAt || nth == l.killAt:
 		l.env.Kill()
-	case l.stopAt:
+	case step == l.stopAt || nth == l.stopAt:
 		l.env.Stop()
 	}
 }

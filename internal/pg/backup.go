@@ -126,6 +126,15 @@ func (c *Conn) CreateRestorePoint(ctx context.Context, name string) (LSN, error)
 	return parseServerLSN("create restore point", text)
 }
 
+// Commit writes a commit that changes nothing into the WAL, with the server's time. Recovery to a time ends before the first commit
+// that is later, and fails where there is none: a cluster that nobody writes to needs one. The server must not be in recovery.
+func (c *Conn) Commit(ctx context.Context) error {
+	if err := c.c.QueryRow(ctx, "select pg_current_xact_id()::text").Scan(new(string)); err != nil {
+		return fmt.Errorf("write a commit: %w", err)
+	}
+	return nil
+}
+
 // SwitchWAL ends the current segment, so that the server archives it, and returns the position of that end and the name
 // of the ended segment. If nothing was written since the last switch the server does nothing: lsn is the start of the
 // untouched segment, and segment the one before it. CreateRestorePoint first makes sure that there is something to

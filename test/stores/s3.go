@@ -30,6 +30,19 @@ type S3 struct {
 	client   *s3.Client
 	buckets  atomic.Int64
 	process  *process
+	again    func(testing.TB) (*process, error)
+}
+
+// Stop ends the server at once: an outage. Start brings it back, with what it had.
+func (s *S3) Stop() { s.process.stop() }
+
+// Start starts the server again, at the same place, after Stop.
+func (s *S3) Start(t testing.TB) {
+	t.Helper()
+	var err error
+	if s.process, err = s.again(t); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // S3Kinds are the servers that tests run on.
@@ -84,7 +97,8 @@ func (s *S3) start(t testing.TB, name string) (err error) {
 		_, err := s.client.ListBuckets(ctx, &s3.ListBucketsInput{})
 		return err
 	}
-	s.process, err = run(t, command(t, env, name, args...), ready)
+	s.again = func(t testing.TB) (*process, error) { return run(t, command(t, env, name, args...), ready) }
+	s.process, err = s.again(t)
 	return err
 }
 

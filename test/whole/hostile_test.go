@@ -139,7 +139,7 @@ func doctored(lines ...string) func(string) string {
 // leftOvers fails when a restore that ended left anything of its own behind.
 func leftOvers(t *testing.T, w *world.World) {
 	t.Helper()
-	for _, pattern := range []string{"data1/?*.holdfast-*", "data1/pgsql/*.holdfast-*", "opt/alation/*.holdfast-*", "data2/tmp/*", "var/lib/holdfast/lock/restore.json"} {
+	for _, pattern := range []string{"data1/?*.holdfast-*", "data1/pgsql/*.holdfast-*", "data1/lineage/*.holdfast-*", "opt/alation/*.holdfast-*", "data2/tmp/*", "var/lib/holdfast/lock/restore.json"} {
 		if names, err := filepath.Glob(filepath.Join(w.Root, pattern)); err != nil || len(names) > 0 {
 			t.Errorf("left over: %v %v", names, err)
 		}

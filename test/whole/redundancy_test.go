@@ -125,7 +125,7 @@ func outage(t *testing.T, w *world.World, first set) {
 	stop()
 	archived(t, w)
 	c := copies(t, w)
-	if len(c) != 2 || c[1].Copy == nil || c[1].Copy.Postgres || c[1].Copy.Tarballs || c[1].Copy.Error == "" || c[1].Copy.LastSet != first.ID {
+	if len(c) != 2 || c[1].Copy == nil || c[1].Copy.Postgres || c[1].Copy.Tarballs || c[1].Copy.Error == "" || c[1].Copy.LastSet != first.ID || len(c[1].Copy.WAL) != 1 {
 		t.Errorf("%+v", c)
 	}
 	if list := ok(t, w, "holdfast", "sets", "list"); !strings.Contains(list, "behind") || !strings.Contains(list, "whole") {
@@ -144,6 +144,10 @@ func catchUp(t *testing.T, w *world.World) *world.Proof {
 	out, err := w.As(t.Context(), "holdfast", "", "backup_all")
 	if err != nil || out.Code != 0 {
 		t.Fatalf("code %d %v:\n%s", out.Code, err, out.Stderr)
+	}
+	log, err := os.ReadFile(filepath.Join(w.Root, "opt/alation/site/logs/alation_backup.log"))
+	if late := "copy: caught-up: " + far(w) + "/holdfast has the sets that it lacked: " + copies(t, w)[1].ID; err != nil || strings.Count(string(log), late) != 1 {
+		t.Errorf("the log does not tell that %q, %v", late, err)
 	}
 	reach := ""
 	for _, c := range copies(t, w) {

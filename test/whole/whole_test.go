@@ -45,6 +45,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == daemonWord {
 		os.Exit(daemonHelper(os.Args[2:]))
 	}
+	if len(os.Args) > 1 && os.Args[1] == unattendedWord {
+		os.Exit(unattendedHelper(os.Args[2:]))
+	}
 	code := m.Run()
 	if !testing.Short() {
 		if bin, err := built(); err == nil {
@@ -155,6 +158,20 @@ func produce(t *testing.T, w *world.World, from, to int) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// produceSome sends events of a producer that goes on for long: numbered from first, in both partitions.
+func produceSome(ctx context.Context, w *world.World, first, count int) error {
+	cl, err := w.Kafka()
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	var events []*kgo.Record
+	for i := first; i < first+count; i++ {
+		events = append(events, &kgo.Record{Topic: "events", Partition: int32(i % 2), Key: []byte{byte(i)}, Value: []byte(strings.Repeat("v", i%100))})
+	}
+	return cl.ProduceSync(ctx, events...).FirstErr()
 }
 
 func prove(t *testing.T, w *world.World) *world.Proof {

@@ -27,7 +27,7 @@ func (w *World) AsServer(ctx context.Context, program string, args ...string) (s
 // run beside the application's own. The caller starts and closes it; the rest of it is not to be used.
 func (w *World) Elsewhere(data, sock string) (*World, error) {
 	o := *w
-	o.Data, o.Sock = data, sock
+	o.Data, o.Sock, o.Lineage = data, sock, nil
 	f, err := os.OpenFile(filepath.Join(data, "postgresql.auto.conf"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		return nil, err
@@ -48,6 +48,9 @@ func (w *World) Bare(dir string) (*World, error) {
 	n := &World{Dir: dir, Root: filepath.Join(dir, "root"), Port: w.Port, o: w.o, owner: w.owner}
 	n.Data, n.Sock = filepath.Join(n.Root, "data1/pgsql/data"), filepath.Join(n.Root, "run/pg")
 	n.Files, n.Dump, n.Repo = filepath.Join(n.Root, "data1/site_data"), filepath.Join(n.Root, "data2/backup"), filepath.Join(n.Root, "data2/pgbackrest")
+	if w.Lineage != nil {
+		n.Lineage = n.second(w.Lineage.Port)
+	}
 	return n, os.Chmod(dir, 0o755)
 }
 

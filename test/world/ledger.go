@@ -15,17 +15,19 @@ import (
 )
 
 // A ledger holds the numbers 1, 2, 3 … as the rows of a table, the lines of a file and the events of a topic, all of that
-// name. What it lacks or has too much after a restore tells how far apart the three were taken.
+// name. What it lacks or has too much after a restore tells how far apart the three were taken. The second cluster, where
+// there is one, has such a table too.
 const ledger = "ledger"
 
-// Token is when a number was begun, and when each of the three acknowledged it; each was begun when the one before was done.
-type Token struct{ Begun, Postgres, File, Bus time.Time }
+// Token is when a number was begun, and when each of them acknowledged it; each was begun when the one before was done.
+// Without a second cluster Lineage is Postgres.
+type Token struct{ Begun, Postgres, Lineage, File, Bus time.Time }
 
-// Numbers are the last numbers of the three.
-type Numbers struct{ Postgres, File, Bus int }
+// Numbers are the last numbers of each. Without a second cluster Lineage is 0.
+type Numbers struct{ Postgres, Lineage, File, Bus int }
 
-// Greatest is the last number that any of the three has.
-func (n Numbers) Greatest() int { return max(n.Postgres, n.File, n.Bus) }
+// Greatest is the last number that any of them has.
+func (n Numbers) Greatest() int { return max(n.Postgres, n.Lineage, n.File, n.Bus) }
 
 // line is a number in the file. Its length divides a page: the kernel shows a line as a whole or not at all.
 func line(n int) string { return fmt.Sprintf("%0127d\n", n) }
@@ -40,14 +42,17 @@ func (w *World) ledgerFile() (*os.File, error) {
 
 // MakeLedger makes a ledger that holds the numbers up to last.
 func (w *World) MakeLedger(ctx context.Context, last int) error {
-	err := errors.Join(w.Exec(ctx, "create table if not exists ledger (n int)"), w.CreateTopic(ctx, ledger, 1))
+	err := w.CreateTopic(ctx, ledger, 1)
+	for _, s := range w.Servers() {
+		err = errors.Join(err, s.Exec(ctx, "create table if not exists ledger (n int)"))
+	}
 	if err != nil {
 		return err
 	}
 	return w.FillLedger(ctx, Numbers{}, last)
 }
 
-// FillLedger writes what each of the three lacks up to last.
+// FillLedger writes what each of them lacks up to last.
 func (w *World) FillLedger(ctx context.Context, have Numbers, last int) error {
 	var text strings.Builder
 	for n := have.File + 1; n <= last; n++ {
@@ -60,6 +65,11 @@ func (w *World) FillLedger(ctx context.Context, have Numbers, last int) error {
 	_, err = f.WriteString(text.String())
 	if err := errors.Join(err, f.Close(), w.Exec(ctx, fmt.Sprintf("insert into ledger select generate_series(%d, %d)", have.Postgres+1, last))); err != nil {
 		return err
+	}
+	if w.Lineage != nil {
+		if err := w.Lineage.Exec(ctx, fmt.Sprintf("insert into ledger select generate_series(%d, %d)", have.Lineage+1, last)); err != nil {
+			return err
+		}
 	}
 	cl, err := w.Kafka()
 	if err != nil {
@@ -74,54 +84,96 @@ func (w *World) FillLedger(ctx context.Context, have Numbers, last int) error {
 }
 
 // WriteLedger writes numbers from first on until ctx ends, one after the other, and calls wrote after each; the last is
-// written to all three nevertheless.
+// written to all of them nevertheless.
 func (w *World) WriteLedger(ctx context.Context, first int, wrote func(int, Token)) error {
 	all := context.WithoutCancel(ctx)
-	db, err := w.DB(all)
-	if err != nil {
-		return err
-	}
-	cl, err := w.Kafka()
-	if err != nil {
-		return errors.Join(err, db.Close(all))
-	}
-	defer cl.Close()
-	f, err := w.ledgerFile()
+	lw := ledgerWriter{}
+	err := lw.open(all, w)
 	for n := first; ctx.Err() == nil && err == nil; n++ {
 		var t Token
-		if t, err = writeToken(all, db, f, cl, n); err == nil {
+		if t, err = lw.write(all, n); err == nil {
 			wrote(n, t)
 		}
 	}
-	if f != nil {
-		err = errors.Join(err, f.Close())
-	}
-	return errors.Join(err, db.Close(all))
+	return errors.Join(err, lw.close(all))
 }
 
-func writeToken(ctx context.Context, db *pgx.Conn, f *os.File, cl *kgo.Client, n int) (Token, error) {
+// ledgerWriter has sessions with all that a number is written to.
+type ledgerWriter struct {
+	dbs []*pgx.Conn // the second cluster's last
+	f   *os.File
+	cl  *kgo.Client
+}
+
+func (lw *ledgerWriter) open(ctx context.Context, w *World) error {
+	for _, s := range []*World{w, w.Lineage} {
+		if s == nil {
+			continue
+		}
+		db, err := s.DB(ctx)
+		if err != nil {
+			return err
+		}
+		lw.dbs = append(lw.dbs, db)
+	}
+	var err error
+	if lw.cl, err = w.Kafka(); err == nil {
+		lw.f, err = w.ledgerFile()
+	}
+	return err
+}
+
+func (lw *ledgerWriter) write(ctx context.Context, n int) (Token, error) {
 	t := Token{Begun: time.Now()}
-	if _, err := db.Exec(ctx, "insert into ledger values ($1)", n); err != nil {
-		return t, err
+	for i, db := range lw.dbs {
+		if _, err := db.Exec(ctx, "insert into ledger values ($1)", n); err != nil {
+			return t, err
+		}
+		t.Lineage = time.Now()
+		if i == 0 {
+			t.Postgres = t.Lineage
+		}
 	}
-	t.Postgres = time.Now()
-	_, err := f.WriteString(line(n))
-	if err := errors.Join(err, f.Sync()); err != nil {
-		return t, err
-	}
-	t.File = time.Now()
-	err = cl.ProduceSync(ctx, event(n)).FirstErr()
-	t.Bus = time.Now()
+	err := lw.writeRest(ctx, n, &t)
 	return t, err
 }
 
-// ReadLedger reads all three. Each must hold the numbers from 1 to its last, in order, without a hole.
+// writeRest writes what does not go into PostgreSQL.
+func (lw *ledgerWriter) writeRest(ctx context.Context, n int, t *Token) error {
+	_, err := lw.f.WriteString(line(n))
+	if err := errors.Join(err, lw.f.Sync()); err != nil {
+		return err
+	}
+	t.File = time.Now()
+	err = lw.cl.ProduceSync(ctx, event(n)).FirstErr()
+	t.Bus = time.Now()
+	return err
+}
+
+func (lw *ledgerWriter) close(ctx context.Context) error {
+	var err error
+	for _, db := range lw.dbs {
+		err = errors.Join(err, db.Close(ctx))
+	}
+	if lw.f != nil {
+		err = errors.Join(err, lw.f.Close())
+	}
+	if lw.cl != nil {
+		lw.cl.Close()
+	}
+	return err
+}
+
+// ReadLedger reads all of them. Each must hold the numbers from 1 to its last, in order, without a hole.
 func (w *World) ReadLedger(ctx context.Context) (Numbers, error) {
 	var n Numbers
-	var errs [3]error
+	var errs [4]error
 	n.Postgres, errs[0] = w.ledgerInPostgres(ctx)
 	n.File, errs[1] = w.ledgerInFile()
 	n.Bus, errs[2] = w.ledgerInTopic(ctx)
+	if w.Lineage != nil {
+		n.Lineage, errs[3] = w.Lineage.ledgerInPostgres(ctx)
+	}
 	return n, errors.Join(errs[:]...)
 }
 
@@ -165,4 +217,52 @@ func (w *World) ledgerInTopic(ctx context.Context) (int, error) {
 		}
 	})
 	return last, errors.Join(err, hole)
+}
+
+// KeepLedger is WriteLedger for an application whose servers go away and come back: it goes on with a number until all have it,
+// and waits for pause after each.
+func (w *World) KeepLedger(ctx context.Context, first int, pause time.Duration, wrote func(int, Token)) error {
+	all := context.WithoutCancel(ctx)
+	lw := ledgerWriter{}
+	err := lw.open(all, w)
+	for n := first; ctx.Err() == nil && err == nil; n++ {
+		var t Token
+		if t, err = lw.insist(all, w, n); err == nil {
+			wrote(n, t)
+			time.Sleep(pause)
+		}
+	}
+	return errors.Join(err, lw.close(all))
+}
+
+// insistFor is how long a server may be away.
+const insistFor = 2 * time.Minute
+
+// insist is write that survives the death of a server. A number whose acknowledgement was lost may be there.
+func (lw *ledgerWriter) insist(ctx context.Context, w *World, n int) (Token, error) {
+	t := Token{Begun: time.Now()}
+	for i, s := range []*World{w, w.Lineage} {
+		if s == nil {
+			continue
+		}
+		_, err := lw.dbs[i].Exec(ctx, "insert into ledger values ($1)", n)
+		for end := time.Now().Add(insistFor); err != nil && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+			_ = lw.dbs[i].Close(ctx) // it is lost
+			db, cerr := s.DB(ctx)
+			if cerr != nil {
+				continue
+			}
+			lw.dbs[i] = db
+			_, err = db.Exec(ctx, "insert into ledger select $1::int where not exists (select from ledger where n = $1::int)", n)
+		}
+		if err != nil {
+			return t, err
+		}
+		t.Lineage = time.Now()
+		if i == 0 {
+			t.Postgres = t.Lineage
+		}
+	}
+	err := lw.writeRest(ctx, n, &t)
+	return t, err
 }

@@ -23,7 +23,7 @@ import (
 
 // Proof is the content of an application in hashes: two equal proofs are two equal applications.
 type Proof struct {
-	Rows   map[string]string // table → count and hash of every row
+	Rows   map[string]string // table (of the second cluster: lineage:table) → count and hash of every row
 	Files  map[string]string // path below Files → kind, mode, owner, times, attributes, links, holes, SHA-256
 	Events map[string]string // topic/partition → count and hash of every record with key, headers and time
 	Groups map[string]string // group of topic/partition → how many records it has read, and what it noted with it
@@ -34,6 +34,15 @@ func (w *World) Prove(ctx context.Context) (*Proof, error) {
 	p := &Proof{Rows: map[string]string{}, Files: map[string]string{}, Events: map[string]string{}, Groups: map[string]string{}}
 	if err := w.proveRows(ctx, p); err != nil {
 		return nil, err
+	}
+	if w.Lineage != nil {
+		rows, err := w.Lineage.Rows(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for table, sum := range rows {
+			p.Rows[LineageStanza+":"+table] = sum
+		}
 	}
 	if err := w.proveFiles(p); err != nil {
 		return nil, err

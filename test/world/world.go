@@ -34,6 +34,9 @@ type Options struct {
 	// Host: no root of its own and no root user. Path parameters are the host's, Dir/state has the instance's own files, and
 	// everything is done by the server's user.
 	Host bool
+
+	Lineage string // directory of initdb and pg_ctl of a second cluster, lineage; empty: there is none
+	Clone   bool   // there is a second cluster, lineage, that is a copy of the first: the same system identifier
 }
 
 // World is one application.
@@ -47,6 +50,9 @@ type World struct {
 	Dump  string // where tarballs land
 	Temp  string // staging
 	Repo  string // the repository in use
+
+	Lineage *World // the second cluster, see second; nil: there is none
+
 	o     Options
 	owner *syscall.Credential // of PostgreSQL, when the caller is root
 }
@@ -140,7 +146,10 @@ func (w *World) begin(ctx context.Context) error {
 	if err := w.StartServer(ctx); err != nil {
 		return err
 	}
-	conf := []string{"pgsql.clusters", "-s", fmt.Sprintf("%s:data=%s,host=%s,port=%d,user=postgres", Stanza, w.inside(w.Data), w.inside(w.Sock), w.Port),
+	if err := errors.Join(w.beginLineage(ctx), w.linkPrograms()); err != nil {
+		return err
+	}
+	conf := []string{"pgsql.clusters", "-s", w.clusters(),
 		"alation.backup_v2.pgbackup_compression", "-s", map[bool]string{true: "False", false: "True"}[w.o.Apart],
 		"eventbus.enabled", "-s", map[bool]string{true: "True", false: "False"}[len(w.o.Brokers) > 0]}
 	if len(w.o.Brokers) > 0 {
@@ -243,7 +252,7 @@ func (w *World) StartServer(ctx context.Context) error {
 	return nil
 }
 
-func (w *World) serverLog() string { return filepath.Join(w.Dir, "data", "pgsql", "start.log") }
+func (w *World) serverLog() string { return filepath.Join(filepath.Dir(w.Data), "start.log") }
 
 // LogTail is the end of the server's log, to make the message of an error richer.
 func (w *World) LogTail() string {
@@ -259,12 +268,15 @@ func (w *World) StopServer(ctx context.Context, mode string) error {
 	return err
 }
 
-// Close ends the server; what is on disk is the caller's to remove.
+// Close ends the servers; what is on disk is the caller's to remove.
 func (w *World) Close(ctx context.Context) error {
-	if _, err := os.Stat(filepath.Join(w.Data, "postmaster.pid")); err != nil {
-		return nil
+	var err error
+	for _, s := range w.Servers() {
+		if _, serr := os.Stat(filepath.Join(s.Data, "postmaster.pid")); serr == nil {
+			err = errors.Join(err, s.StopServer(ctx, "immediate"))
+		}
 	}
-	return w.StopServer(ctx, "immediate")
+	return err
 }
 
 // Output is what a command printed and its exit code.
@@ -344,6 +356,11 @@ func (w *World) Kafka(opts ...kgo.Opt) (*kgo.Client, error) {
 func (w *World) Lose(ctx context.Context) error {
 	if err := w.Close(ctx); err != nil {
 		return err
+	}
+	if w.Lineage != nil {
+		if err := os.RemoveAll(w.Lineage.Data); err != nil {
+			return err
+		}
 	}
 	return errors.Join(os.RemoveAll(w.Data), os.RemoveAll(filepath.Join(w.Root, "data1/space")), os.RemoveAll(w.Files), os.RemoveAll(filepath.Join(w.Root, "opt/alation/site/app")))
 }
