@@ -106,6 +106,8 @@ func (a *App) verifySet(ctx context.Context, id string) (*catalog.Verdict, error
 		switch {
 		case p.OnRDS():
 			found, err = a.verifySnapshot(ctx, set, p)
+		case p.Kind == catalog.Postgres && p.Tool == catalog.Probackup:
+			found, err = a.verifyProbackup(ctx, set, p.Path, p.Stanza, p.Label)
 		case p.Kind == catalog.Postgres:
 			found, err = a.verifyBackup(ctx, p.Path, p.Stanza, p.Label)
 		default:
@@ -160,6 +162,7 @@ type DeletePlan struct {
 	Files     []string             `json:"files"`
 	Backups   []*engine.RemovePlan `json:"backups"`
 	Snapshots []SnapshotRemoval    `json:"snapshots,omitempty"`
+	Probackup []*ProbackupRemoval  `json:"pg_probackup,omitempty"`
 	Last      bool                 `json:"last"` // it is the last restorable set
 	Warnings  []string             `json:"warnings,omitempty"`
 
@@ -201,6 +204,12 @@ func (a *App) PlanDeleteSet(ctx context.Context, id string, allowLast bool) (*De
 				if _, err := os.Lstat(f); err == nil {
 					p.Files = append(p.Files, f)
 				}
+			}
+			continue
+		}
+		if piece.Tool == catalog.Probackup {
+			if err := p.planProbackup(ctx, piece, sets); err != nil {
+				return nil, err
 			}
 			continue
 		}
@@ -276,6 +285,11 @@ func (p *DeletePlan) run(ctx context.Context) error {
 	}
 	if err := p.removeSnapshots(ctx); err != nil {
 		return err
+	}
+	for _, r := range p.Probackup {
+		if err := r.run(ctx); err != nil {
+			return err
+		}
 	}
 	return p.a.o.Catalog.Delete(ctx, p.Set.ID)
 }

@@ -73,6 +73,10 @@ func (a *App) verifyTarball(ctx context.Context, set *catalog.Set, p catalog.Pie
 	if f := filesOf(set); f != nil && f.IndexSHA256 != in.index {
 		found = append(found, fmt.Sprintf("%s: the index of files has the SHA-256 %s, the set says %s", p.Path, in.index, f.IndexSHA256))
 	}
+	if set.Mode == catalog.Included && toolOf(set) == catalog.Probackup {
+		more, err := a.verifyIncludedProbackup(ctx, set, p.Path)
+		return append(found, more...), err
+	}
 	if set.Mode == catalog.Included {
 		more, err := a.verifyIncluded(ctx, set, p.Path)
 		return append(found, more...), err
@@ -112,6 +116,9 @@ const maxOutline = 1 << 30
 func outlineInto(ctx context.Context, mem *storage.Mem) func(name string, r io.Reader) error {
 	left := int64(maxOutline)
 	return func(name string, r io.Reader) error {
+		if handled, err := probackupOutline(ctx, mem, name, r); handled {
+			return err
+		}
 		base := strings.TrimSuffix(path.Base(name), ".copy")
 		switch {
 		case base == "backup.info" || base == "archive.info" || base == "backup.manifest":
@@ -136,7 +143,7 @@ func (a *App) readRepo(ctx context.Context, file string, each func(name string, 
 		return err
 	}
 	err = eachMember(ctx, f, func(m *tarball.Member) error {
-		if name, ok := strings.CutPrefix(m.Name, repoPrefix); ok {
+		if name, ok := repoMember(m.Name); ok {
 			return each(name, m)
 		}
 		return nil

@@ -191,10 +191,8 @@ func TestDocs(t *testing.T) {
 
 // usedLater are parameters whose use is still to be built, with the reason. An entry whose parameter is used must go.
 var usedLater = map[string]string{
-	"KeyBlock":              "block incremental backups: the next issue",
-	"KeyBaseURL":            "stored and reset by the operator; the restore of a later issue reports it",
-	"KeyIncrementalEnabled": "incremental backups: the next issue",
-	"KeyIncrementalFull":    "incremental backups: the next issue",
+	"KeyBlock":   "block incremental backups: the next issue",
+	"KeyBaseURL": "stored and reset by the operator; the restore of a later issue reports it",
 }
 
 // TestKeysAreUsed holds the table free of parameters that do nothing. It begins to bind when internal/cli/wire.go, which
