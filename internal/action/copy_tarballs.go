@@ -306,7 +306,9 @@ func (a *App) fetchSet(ctx context.Context, s *StoreOptions, id string) (*catalo
 			continue // it is where it was
 		}
 		if p.Kind == catalog.Postgres {
-			p.Path = s.Name
+			if p.Tool == "" { // else it is where it was made, and nowhere else
+				p.Path = s.Name
+			}
 			continue
 		}
 		base := filepath.Base(p.Path)
@@ -323,7 +325,7 @@ func (a *App) fetchSet(ctx context.Context, s *StoreOptions, id string) (*catalo
 	} else if !errors.Is(err, catalog.ErrUnknown) {
 		return nil, err
 	}
-	set.Copy = &catalog.Copy{Store: s.Name, At: a.o.Now().UTC(), Postgres: set.Mode == catalog.Apart && len(set.Local()) > 0, Tarballs: true}
+	set.Copy = &catalog.Copy{Store: s.Name, At: a.o.Now().UTC(), Postgres: set.Mode == catalog.Apart && len(set.Local()) > 0 && toolOf(set) == "", Tarballs: true}
 	return set, a.o.Catalog.Put(ctx, set)
 }
 

@@ -151,6 +151,9 @@ func tablespaceMapOf(dir string, point catalog.PostgresPoint) string {
 
 // probackupFrom is the backup catalog that a set's PostgreSQL is restored from, apart from the tarball.
 func (a *App) probackupFrom(set *catalog.Set) string {
+	if a.o.Probackup == nil { // which checkProbackup says
+		return ""
+	}
 	if set.Mode == catalog.Apart {
 		return a.o.Probackup.ApartDir
 	}
@@ -365,7 +368,17 @@ func (r *restoreRun) probackupRestoreCommand(c Cluster, point catalog.PostgresPo
 	if exists(filepath.Join(r.a.o.RepoDir, "archive", c.Stanza)) && r.a.checkTool(c) == nil {
 		commands = append(commands, c.RestoreCommand(r.a.o.RepoDir))
 	}
-	return strings.Join(commands, " || ")
+	return orNext(commands)
+}
+
+// orNext is a restore_command that asks one archive after the other. The next one is asked when one says that it does not have the
+// file, with 1, and not when it could not look: that must not be taken for the end of WAL.
+func orNext(commands []string) string {
+	text := commands[len(commands)-1]
+	for _, c := range slices.Backward(commands[:len(commands)-1]) {
+		text = c + " || { s=$?; test $s -eq 1 || exit $s; " + text + "; }"
+	}
+	return text
 }
 
 // andProbackup adds pg_probackup's archive, where there is one, to a restore_command of the other tool.
@@ -373,16 +386,17 @@ func (a *App) andProbackup(command string, c Cluster, version string) string {
 	if a.o.Probackup == nil {
 		return command
 	}
+	commands := []string{command}
 	for _, dir := range []string{a.o.Probackup.ApartDir, a.o.Probackup.StagingDir} {
 		if !exists(filepath.Join(dir, "wal", c.Stanza)) {
 			continue
 		}
 		// Not a program that is missing: PostgreSQL gives recovery up when a shell can't run its command.
 		if t, err := a.probackupAt(c, version, dir, "archive-get"); err == nil && isProgram(t.Program) {
-			command += " || " + a.probackupCommand(t.GetWords(c.Stanza))
+			commands = append(commands, a.probackupCommand(t.GetWords(c.Stanza)))
 		}
 	}
-	return command
+	return orNext(commands)
 }
 
 func isProgram(path string) bool {

@@ -1,7 +1,9 @@
 package action
 
 import (
+	"fmt"
 	"maps"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -103,6 +105,28 @@ func FuzzTablespaceMap(f *testing.F) {
 			t.Errorf("%q: %q, again %q %v", text, spaces, got, err)
 		}
 	})
+}
+
+// TestOrNext runs the commands: which are asked, and with what it ends.
+func TestOrNext(t *testing.T) {
+	for _, c := range []struct {
+		ends []string
+		code int
+		ran  string
+	}{
+		{[]string{"0"}, 0, "0"}, {[]string{"1"}, 1, "0"}, {[]string{"0", "1"}, 0, "0"}, {[]string{"1", "0"}, 0, "01"}, {[]string{"1", "1"}, 1, "01"},
+		{[]string{"126", "0"}, 126, "0"}, {[]string{"1", "126", "0"}, 126, "01"}, {[]string{"1", "1", "0"}, 0, "012"}, {[]string{"1", "1", "127"}, 127, "012"},
+	} {
+		var commands []string
+		for i, e := range c.ends {
+			commands = append(commands, fmt.Sprintf("sh -c 'printf %d; exit %s'", i, e))
+		}
+		cmd := exec.Command("/bin/sh", "-c", orNext(commands))
+		out, _ := cmd.Output() // its exit code is looked at
+		if code := cmd.ProcessState.ExitCode(); code != c.code || string(out) != c.ran {
+			t.Errorf("%v: code %d, ran %q", c.ends, code, out)
+		}
+	}
 }
 
 func TestNewestTool(t *testing.T) {

@@ -19,6 +19,11 @@ func wireProbackup(env *Env, w *wired, o *action.Options) error {
 	if pass := env.Getenv("PGPASSFILE"); pass != "" {
 		pb.Env = append(pb.Env, "PGPASSFILE="+pass)
 	}
+	for _, in := range []string{pb.StagingDir, w.in.Resolve(v.Path(conf.KeyRepoDir)), filepath.Join(w.in.BackupDir(), "backup/pgbackrest")} { // what is in the first is removed when a tarball has it
+		if pb.Active && (within(pb.ApartDir, in) || within(in, pb.ApartDir)) {
+			return &refusedError{fmt.Sprintf("pgsql.pg_probackup.dir_name is %s, and %s is for something else: name a directory of its own: alation_conf pgsql.pg_probackup.dir_name -s DIRECTORY", pb.ApartDir, in)}
+		}
+	}
 	if pb.Active && v.Bool(conf.KeyRedundancyEnabled) { // alation_conf refuses to set both; a file may have been edited
 		return &refusedError{"pgsql.pgbackrest.redundancy.enabled is True, and a backup catalog of pg_probackup is not copied; run: alation_conf pgsql.pgbackrest.redundancy.enabled -s False"}
 	}
@@ -48,4 +53,10 @@ func wireProbackup(env *Env, w *wired, o *action.Options) error {
 	}
 	o.Probackup = pb
 	return nil
+}
+
+// within says whether path is dir or lies in it.
+func within(path, dir string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && filepath.IsLocal(rel)
 }

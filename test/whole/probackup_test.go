@@ -491,6 +491,9 @@ func TestProbackupRefuses(t *testing.T) {
 	install(t, w)
 	fails(t, w, 2, "a backup catalog of pg_probackup does not allow", "alation_conf", "pgsql.pgbackrest.redundancy.enabled", "-s", "True")
 	fails(t, w, 2, "must be different directories", "alation_conf", "pgsql.pg_probackup.dir_name", "-s", "data2/pgbackrest/inside")
+	ok(t, w, "alation_conf", "pgsql.pg_probackup.dir_name", "-s", "data2/backup/pg_probackup") // the one for staging, which is emptied
+	fails(t, w, 5, "name a directory of its own", "alation_action", "backup_all")
+	ok(t, w, "alation_conf", "pgsql.pg_probackup.dir_name", "-s", "data2/pg_probackup")
 	// A directory that is something else's.
 	must(t, w.MakeOwned(catalogDir(w), 0o755), w.MakeOwned(filepath.Join(catalogDir(w), "something"), 0o755))
 	fails(t, w, 1, "neither empty nor a backup catalog", "alation_action", "enable_backupv2")
