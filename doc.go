@@ -7,8 +7,9 @@
 //
 //	cmd/holdfast ─► cli          command tree, printing, exit codes; joins everything, alone reads the environment
 //	cli ─► web                   pages, JSON API, health, metrics ─► action catalog conf
-//	cli ─► action                backup_all, restore, expire, drill; components ─► engine eventbus catalog repo storage pg tarball durable rds
+//	cli ─► action                backup_all, restore, expire, drill; components ─► engine probackup eventbus catalog repo storage pg tarball durable rds
 //	       engine                verbs on one stanza: backup, restore, archive, info, check, copy ─► repo storage pg durable
+//	       probackup             the operator's pg_probackup: its command lines and what it prints
 //	       eventbus              dump and load of Kafka topics and offsets; its archive format
 //	       tarball               the .tar.gz outputs and the way files go in and out of them ─► durable
 //	       catalog               backup sets: which pieces make one restorable whole ─► storage

@@ -40,6 +40,7 @@ type Options struct {
 	RepoPass       repo.Secret                               // of that repository and every other; empty: not encrypted
 	PassFile       string                                    // where archive_command finds RepoPass
 	Tool           *ToolOptions                              // nil: the built-in engine
+	Probackup      *ProbackupOptions                         // nil: pg_probackup is never asked
 	PGLockDir      string                                    // lock files shared with pgbackrest
 	ServerOwner    *durable.Owner                            // PostgreSQL's user, whose PGLockDir and lost data directories are; nil: this process
 	Compress       repo.CompressType

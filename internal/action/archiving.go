@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"holdfast/internal/engine"
@@ -21,6 +20,8 @@ type ArchivingResult struct {
 	Changed      []string             `json:"changed"`           // settings written
 	NeedsRestart []string             `json:"restart,omitempty"` // settings that wait for a restart
 	Segment      string               `json:"segment,omitempty"` // the segment that was seen to arrive
+	Both         bool                 `json:"both,omitempty"`    // WAL goes to the archive of the tool before as well, for now
+	Notes        []string             `json:"notes,omitempty"`
 }
 
 // ErrRestart says that archiving is configured but begins only after a restart of PostgreSQL.
@@ -57,6 +58,9 @@ func (a *App) EnableArchiving(ctx context.Context) ([]ArchivingResult, error) {
 }
 
 func (a *App) enableCluster(ctx context.Context, c Cluster) (ArchivingResult, error) {
+	if a.useProbackup() {
+		return a.enableProbackup(ctx, c)
+	}
 	res := ArchivingResult{Stanza: c.Stanza}
 	a.step("enable_backupv2", "stanza", c.Stanza)
 	st, err := a.repository()
@@ -83,12 +87,16 @@ func (a *App) enableCluster(ctx context.Context, c Cluster) (ArchivingResult, er
 	if err != nil {
 		return res, err
 	}
-	err = a.writeSettings(ctx, conn, c, &res)
+	own := c.ArchiveCommand
+	former, err := a.keepFormer(ctx, conn, &c)
+	if err == nil {
+		err = a.writeSettings(ctx, conn, c, &res)
+	}
 	if err = errors.Join(err, conn.Close()); err != nil {
 		return res, err
 	}
 	if len(res.NeedsRestart) > 0 {
-		return res, fmt.Errorf("%w for %s: restart the server on %s, then run alation_action enable_backupv2 again", ErrRestart, strings.Join(res.NeedsRestart, " and "), c.DataDir)
+		return res, needsRestart(c, &res)
 	}
 	a.step("enable_backupv2", "check", c.Stanza)
 	check, err := s.Check(ctx, engine.CheckOptions{Conn: c.Conn, DataDir: c.DataDir, ArchiveTimeout: a.o.ArchiveTimeout})
@@ -96,7 +104,7 @@ func (a *App) enableCluster(ctx context.Context, c Cluster) (ArchivingResult, er
 		return res, err
 	}
 	res.Segment = check.Segment
-	return res, nil
+	return res, a.confirmFormer(ctx, c, own, former, &res)
 }
 
 // writeSettings changes only what is unfit, so that a repeated call changes nothing.

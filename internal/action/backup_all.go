@@ -32,6 +32,8 @@ type BackupPlan struct {
 	Mode        catalog.Mode         `json:"mode"`
 	Postgres    []*engine.BackupPlan `json:"postgres"`
 	RDS         []RDSPlan            `json:"rds,omitempty"`
+	Probackup   []*ProbackupPlan     `json:"pg_probackup,omitempty"` // in place of Postgres
+	Notes       []string             `json:"notes,omitempty"`
 	Trees       []catalog.Tree       `json:"files"`
 	EventBus    bool                 `json:"eventbus"`
 	DumpDir     string               `json:"dump_dir"`
@@ -55,10 +57,13 @@ func (a *App) PlanBackupAll(ctx context.Context) (*BackupPlan, error) {
 			p.WhatIsWrong = append(p.WhatIsWrong, err.Error())
 		}
 	}
+	if err := a.planTool(ctx, p, wrong); err != nil {
+		wrong(err)
+	}
 	st, err := a.repository()
 	if err != nil {
 		wrong(err)
-	} else {
+	} else if !a.useProbackup() {
 		for _, c := range a.o.Clusters {
 			plan, err := a.planCluster(ctx, c, st)
 			if err != nil {
@@ -150,6 +155,7 @@ type run struct {
 type clusterBackup struct {
 	Cluster
 	s       *engine.Stanza
+	pb      *probackupBackup // in place of s
 	res     *engine.BackupResult
 	control pg.Control
 	point   catalog.PostgresPoint
@@ -280,6 +286,9 @@ func (r *run) cleanup() error {
 // backupPostgres makes a backup of every cluster: into the repository, into the tarball, or into the staging repository and from
 // there into the tarball.
 func (r *run) backupPostgres(ctx context.Context) error {
+	if r.useProbackup() {
+		return r.backupProbackup(ctx)
+	}
 	target := r.base
 	if r.o.Mode == catalog.Included {
 		r.repo = newTarRepo(r.base, r.appTar, r.staging, r.o.Now)
@@ -433,7 +442,7 @@ func (r *run) postgresPoint(b *clusterBackup, lsn pg.LSN, taken catalog.Interval
 	if err != nil {
 		tli = uint64(b.control.CheckpointTimeline)
 	}
-	return catalog.PostgresPoint{Stanza: b.Stanza, Label: string(b.res.Label), Version: b.res.DB.Version, SystemID: b.res.DB.SystemID, HistoryID: b.res.DB.ID,
+	return catalog.PostgresPoint{Stanza: b.Stanza, Label: string(b.res.Label), Tool: r.currentTool(), Version: b.res.DB.Version, SystemID: b.res.DB.SystemID, HistoryID: b.res.DB.ID,
 		Timeline: uint32(tli), LSN: lsn.String(), Segment: pg.SegmentName(uint32(tli), lsn, b.control.WALSegmentSize), WALStart: b.res.ArchiveStart,
 		DataDir: b.DataDir, Bytes: b.res.Line.Size, RepoBytes: b.res.Line.RepoSize, Taken: taken, PageErrors: b.res.PageErrors, Compress: string(r.o.Compress)}
 }
@@ -470,6 +479,12 @@ func (r *run) settleWAL(ctx context.Context) error {
 			return err
 		}
 		segments := pg.SegmentsBetween(b.point.Timeline, start, end, b.control.WALSegmentSize)
+		if b.pb != nil {
+			if err := r.settleProbackup(ctx, b, segments); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := b.s.WaitForSegments(ctx, b.res.DB, segments, r.o.ArchiveTimeout); err != nil {
 			return err
 		}
@@ -606,6 +621,7 @@ func (r *run) publish(ctx context.Context, busOut *outFile) error {
 	if err := r.o.Catalog.Put(ctx, r.set); err != nil {
 		return err
 	}
+	r.endBoth(ctx)
 	if r.o.Mode == catalog.Included {
 		if err := r.trimStaging(ctx); err != nil { // old WAL stays a run longer: the set itself is complete
 			r.set.Warnings = append(r.set.Warnings, err.Error())
@@ -618,6 +634,9 @@ func (r *run) publish(ctx context.Context, busOut *outFile) error {
 // backups that the next run does not build on.
 func (r *run) trimStaging(ctx context.Context) error {
 	r.step("backup_all", "trim", r.o.RepoDir)
+	if r.useProbackup() {
+		return r.trimProbackup(ctx)
+	}
 	for _, b := range r.backups {
 		why, err := r.alsoSeparate(ctx, b.Stanza)
 		if err != nil {

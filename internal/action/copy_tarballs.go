@@ -309,7 +309,9 @@ func (a *App) fetchSet(ctx context.Context, s *StoreOptions, id string) (*catalo
 			continue // it is where it was
 		}
 		if p.Kind == catalog.Postgres {
-			p.Path = s.Name
+			if p.Tool == "" { // else it is where it was made, and nowhere else
+				p.Path = s.Name
+			}
 			continue
 		}
 		base := filepath.Base(p.Path)
@@ -328,7 +330,7 @@ func (a *App) fetchSet(ctx context.Context, s *StoreOptions, id string) (*catalo
 	}
 	set.Pin = &catalog.Pin{Reason: "fetched from " + s.Name, At: a.o.Now().UTC(), Until: a.o.Now().UTC().Add(fetchedPin)}
 	set.Removal, set.Retention = nil, nil
-	set.Copy = &catalog.Copy{Store: s.Name, At: a.o.Now().UTC(), Postgres: set.Mode == catalog.Apart && len(set.Local()) > 0, Tarballs: true}
+	set.Copy = &catalog.Copy{Store: s.Name, At: a.o.Now().UTC(), Postgres: set.Mode == catalog.Apart && len(set.Local()) > 0 && toolOf(set) == "", Tarballs: true}
 	return set, a.o.Catalog.Put(ctx, set)
 }
 

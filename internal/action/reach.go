@@ -35,27 +35,33 @@ done`
 // that in the repository it can write WAL of the cluster's stanza and read it: archive_command and restore_command run as that
 // user, while root, who may do everything, would notice nothing. It asks by trying, and changes nothing.
 func (a *App) checkReach(ctx context.Context, c Cluster, dirs ...string) error {
+	used, err := a.usedOfArchive(c.Stanza)
+	if err != nil {
+		return fmt.Errorf("look at the repository's archive: %w", err)
+	}
+	return a.checkReachOf(ctx, c, a.o.RepoDir, used, dirs...)
+}
+
+// checkReachOf is checkReach for the repository dir, of which used are pairs for reachScript.
+func (a *App) checkReachOf(ctx context.Context, c Cluster, dir string, used []string, dirs ...string) error {
 	uid, gid := ownerOf(c.DataDir, a.fallbackOwner())
-	if err := a.checkPlace(durable.Owner{UID: uid, GID: gid}); err != nil {
+	if err := checkPlace(dir, durable.Owner{UID: uid, GID: gid}); err != nil {
 		return err
 	}
 	if uid == 0 || os.Geteuid() != 0 && os.Geteuid() != uid {
 		return nil // there is nothing that user can't, or it can't be tried
 	}
 	args := []string{"-c", reachScript, "sh"}
-	for _, dir := range append([]string{a.o.RepoDir}, dirs...) {
+	for _, dir := range append([]string{dir}, dirs...) {
 		for _, d := range downTo(dir) {
 			args = append(args, "e", d)
 		}
-	}
-	used, err := a.usedOfArchive(c.Stanza)
-	if err != nil {
-		return fmt.Errorf("look at the repository's archive: %w", err)
 	}
 	cmd := exec.CommandContext(ctx, "/bin/sh", append(args, used...)...)
 	var out bytes.Buffer
 	cmd.Dir, cmd.Env, cmd.Stdout = "/", []string{"LC_ALL=C"}, &out
 	name := strconv.Itoa(uid)
+	var err error
 	if os.Geteuid() == 0 {
 		cred := &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 		if name, cred.Groups, err = groupsOf(uid); err != nil {
@@ -73,11 +79,11 @@ func (a *App) checkReach(ctx context.Context, c Cluster, dirs ...string) error {
 
 // checkPlace makes sure that the repository's directory is there or can be made by this process. If not, root makes it for
 // PostgreSQL's user.
-func (a *App) checkPlace(owner durable.Owner) error {
-	if _, err := os.Stat(a.o.RepoDir); !errors.Is(err, fs.ErrNotExist) {
+func checkPlace(dir string, owner durable.Owner) error {
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return nil // or it can't be entered, which is found by trying
 	}
-	above := downTo(a.o.RepoDir)
+	above := downTo(dir)
 	if len(above) == 0 {
 		above = []string{"/"}
 	}
@@ -86,7 +92,7 @@ func (a *App) checkPlace(owner durable.Owner) error {
 		return nil
 	}
 	return fmt.Errorf("the repository's directory %s is not there, and this user may not make it in %s: run as root: install -d -m 711 -o %d -g %d %s",
-		a.o.RepoDir, parent, owner.UID, owner.GID, shellWord(a.o.RepoDir))
+		dir, parent, owner.UID, owner.GID, shellWord(dir))
 }
 
 // outOfReach says what PostgreSQL's user cannot do, and the command that mends it.

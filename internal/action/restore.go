@@ -61,6 +61,8 @@ type restoreRun struct {
 	res     RestoreResult
 	started bool     // something that existed was touched
 	made    []string // DB instances begun
+
+	catalogOut *catalogDir // pg_probackup's, unpacked into staging
 }
 
 // Run restores. Everything is unpacked and verified first; then servers are stopped, what exists is moved aside, and the
@@ -172,6 +174,8 @@ func (r *restoreRun) unpack(ctx context.Context) error {
 			return writeStream(filepath.Join(r.params, filepath.Base(m.Name)), m)
 		case strings.HasPrefix(m.Name, repoPrefix):
 			return repoOut(ctx, strings.TrimPrefix(m.Name, repoPrefix), m)
+		case strings.HasPrefix(m.Name, probackupPrefix):
+			return r.stageProbackup(strings.TrimPrefix(m.Name, probackupPrefix), m)
 		}
 		return nil
 	}, func(_ int64, s string) { sha = s })
@@ -391,7 +395,7 @@ func (r *restoreRun) note(ctx context.Context) {
 		for _, p := range r.From {
 			if p.Kind == catalog.Postgres && !p.OnRDS() {
 				for _, point := range pointsOf(set) {
-					set.Pieces = append(set.Pieces, catalog.Piece{Kind: p.Kind, Path: p.Path, Stanza: point.Stanza, Label: point.Label, Size: point.RepoBytes})
+					set.Pieces = append(set.Pieces, catalog.Piece{Kind: p.Kind, Tool: point.Tool, Path: p.Path, Stanza: point.Stanza, Label: point.Label, Size: point.RepoBytes})
 				}
 				continue
 			}
@@ -410,6 +414,9 @@ func (r *restoreRun) note(ctx context.Context) {
 // cleanup empties staging and removes fresh directories that did not get their place.
 func (r *restoreRun) cleanup() error {
 	var errs []error
+	if r.catalogOut != nil {
+		errs = append(errs, r.catalogOut.Close())
+	}
 	for _, d := range r.dest {
 		if err := os.RemoveAll(d); err != nil {
 			errs = append(errs, err)

@@ -69,6 +69,9 @@ func below(path, dir string) bool {
 // skipDirs are directories that the files component never enters: other components and Holdfast's own.
 func (a *App) skipDirs() []string {
 	skip := append([]string{a.o.DumpDir, a.o.TempDir, a.o.RepoDir}, a.o.Files.SkipDirs...)
+	if pb := a.o.Probackup; pb != nil {
+		skip = append(skip, pb.ApartDir, pb.StagingDir)
+	}
 	for _, c := range a.o.Clusters {
 		skip = append(skip, c.DataDir)
 	}

@@ -118,7 +118,7 @@ func inspect(ctx context.Context, path string, member func(name string, r io.Rea
 		t := in.totals[top]
 		t.Prefix, t.Count, t.Bytes = top, t.Count+1, t.Bytes+m.Size
 		in.totals[top] = t
-		if name, ok := strings.CutPrefix(m.Name, repoPrefix); ok && member != nil {
+		if name, ok := repoMember(m.Name); ok && member != nil {
 			if err := member(name, m); err != nil {
 				return err
 			}
@@ -233,7 +233,7 @@ func (p *RestorePlan) application(ctx context.Context) {
 	if f := p.Set.Recovery.Files; f != nil && f.IndexSHA256 != in.index {
 		p.missing("application backup: the index of files in %s has the SHA-256 %s, its set says %s", p.o.RestoreFile, in.index, f.IndexSHA256)
 	}
-	if p.Set.Mode == catalog.Included && len(pointsOf(p.Set)) > 0 && in.totals["pgbackrest"].Count == 0 {
+	if p.Set.Mode == catalog.Included && len(pointsOf(p.Set)) > 0 && includedCount(&in) == 0 {
 		p.missing("application backup: %s says that PostgreSQL is inside, but it is not", p.o.RestoreFile)
 	}
 }
@@ -339,7 +339,9 @@ func filesOf(s *catalog.Set) *catalog.FilesPoint {
 func (p *RestorePlan) postgres(ctx context.Context) {
 	p.onRDS(ctx)
 	var st storage.Storage = p.outline
-	if p.Set.Mode == catalog.Apart && len(pointsOf(p.Set)) > 0 {
+	if p.byProbackup() && p.Set.Mode == catalog.Apart {
+		p.From = append(p.From, catalog.Piece{Kind: catalog.Postgres, Path: p.a.probackupFrom(p.Set)})
+	} else if p.Set.Mode == catalog.Apart && len(pointsOf(p.Set)) > 0 {
 		var err error
 		var name string
 		p.findSource(ctx)
@@ -386,7 +388,7 @@ func (p *RestorePlan) postgres(ctx context.Context) {
 		}
 	}
 	if p.Set.Mode == catalog.Included {
-		p.NeedBytes += p.appSums.totals["pgbackrest"].Bytes // unpacked into staging
+		p.NeedBytes += p.includedBytes() // unpacked into staging
 	}
 	if !p.Until.IsZero() {
 		p.Notes = append(p.Notes, fmt.Sprintf("PostgreSQL is recovered to %s and the event bus is cut there; the files are those of the set's recovery point (%s)",
@@ -410,6 +412,9 @@ func (p *RestorePlan) checkServer(c *Cluster, point catalog.PostgresPoint) error
 // checkRepository asks the repository (the separate one, or the outline of the one in the tarball) for the backup, where its
 // tablespaces go, and every WAL segment up to the recovery point.
 func (p *RestorePlan) checkRepository(ctx context.Context, st storage.Storage, c Cluster, point catalog.PostgresPoint) error {
+	if p.byProbackup() {
+		return p.checkProbackupSet(ctx, c, point)
+	}
 	s, err := p.stanza(point.Stanza, st)
 	if err != nil {
 		return err
@@ -451,13 +456,16 @@ func (p *RestorePlan) checkRepository(ctx context.Context, st storage.Storage, c
 // checkArchive sees to it that the restored server will be able to archive, and to read what is unpacked: the configured
 // repository opens, both can be reached, and an external tool can be run.
 func (p *RestorePlan) checkArchive(ctx context.Context, c Cluster) error {
+	if p.a.useProbackup() {
+		return p.checkProbackupArchive(ctx, c)
+	}
 	if err := p.a.checkTool(c); err != nil {
 		return err
 	}
 	if err := p.a.checkReach(ctx, c, p.a.o.TempDir); err != nil {
 		return err
 	}
-	if p.Set.Mode == catalog.Apart && !p.fromStore() { // it is the one that the backup is in
+	if p.Set.Mode == catalog.Apart && !p.fromStore() && !p.byProbackup() { // it is the one that the backup is in
 		return nil
 	}
 	st, err := p.a.repository()

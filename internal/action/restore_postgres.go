@@ -78,8 +78,8 @@ func (a *App) engineRestore(c Cluster, point catalog.PostgresPoint, set *catalog
 		repos = append(repos, a.o.RepoDir)
 	}
 	o := engine.RestoreOptions{Set: repo.Label(point.Label), DataDir: c.DataDir, Type: engine.TargetName, Target: set.Recovery.Name, Action: "promote",
-		Timeline: strconv.FormatUint(uint64(point.Timeline), 10), RestoreCommand: c.RestoreCommand(repos...), ProcessMax: a.o.ProcessMax,
-		RecoveryOptions: map[string]string{"archive_command": c.ArchiveCommand}, SkipTargetCheck: onlyPlan}
+		Timeline: strconv.FormatUint(uint64(point.Timeline), 10), RestoreCommand: a.andProbackup(c.RestoreCommand(repos...), c, point.Version), ProcessMax: a.o.ProcessMax,
+		RecoveryOptions: map[string]string{"archive_command": a.archiveCommand(c, point.Version)}, SkipTargetCheck: onlyPlan}
 	if c.Conn.Port != 0 {
 		o.RecoveryOptions["port"] = strconv.Itoa(c.Conn.Port)
 	}
@@ -101,6 +101,9 @@ func (a *App) engineRestore(c Cluster, point catalog.PostgresPoint, set *catalog
 func (r *restoreRun) restorePostgres(ctx context.Context) error {
 	if len(pointsOf(r.Set)) == 0 {
 		return nil
+	}
+	if r.byProbackup() {
+		return r.restoreProbackup(ctx)
 	}
 	st, err := r.a.o.OpenRepo(r.repoDir)
 	if r.fromStore() {
@@ -227,6 +230,9 @@ func (r *restoreRun) stopServer(ctx context.Context, c *Cluster) error {
 
 // prepareArchive makes sure that the restored cluster's archive_command finds its stanza.
 func (r *restoreRun) prepareArchive(ctx context.Context, c Cluster) error {
+	if r.a.useProbackup() {
+		return r.a.prepareProbackup(ctx, c)
+	}
 	st, err := r.a.repository()
 	if err != nil {
 		return err

@@ -19,7 +19,7 @@ import (
 // fromStore says whether the PostgreSQL backup of the set is taken from external storage: because it was asked for, or because the
 // set was fetched from there.
 func (p *RestorePlan) fromStore() bool {
-	return p.Set.Mode == catalog.Apart && (p.o.FromStore || p.fetched)
+	return p.Set.Mode == catalog.Apart && !p.byProbackup() && (p.o.FromStore || p.fetched)
 }
 
 // findSource decides where PostgreSQL is taken from.

@@ -28,8 +28,9 @@ type SetPlan struct {
 
 	Snapshots []SnapshotRemoval `json:"snapshots,omitempty"` // on Amazon RDS
 
-	set   *catalog.Set
-	stays []repo.Label // backups of a set that goes, which another is built on
+	set       *catalog.Set
+	probackup []*ProbackupRemoval // of a deletion on request
+	stays     []repo.Label        // backups of a set that goes, which another is built on
 }
 
 // GoneFile is a file that goes.
@@ -407,6 +408,11 @@ func (a *App) removeSet(ctx context.Context, s *SetPlan) error {
 	}
 	for _, b := range s.Backups {
 		if err := a.removeBackup(ctx, b); err != nil {
+			return err
+		}
+	}
+	for _, r := range s.probackup {
+		if err := r.run(ctx); err != nil {
 			return err
 		}
 	}

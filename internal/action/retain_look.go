@@ -95,7 +95,7 @@ func (l *look) note(format string, args ...any) {
 
 // held says whether a piece is a backup in a repository here.
 func (l *look) held(p catalog.Piece) bool {
-	return p.Kind == catalog.Postgres && !p.OnRDS() && p.Stanza != "" && p.Label != "" && !l.inStore(p.Path)
+	return p.Kind == catalog.Postgres && p.Tool == "" && !p.OnRDS() && p.Stanza != "" && p.Label != "" && !l.inStore(p.Path)
 }
 
 // shelve notes the backup of a set, and reads its repository once. The error is for the end of ctx only.
@@ -173,6 +173,8 @@ func (l *look) pieces(s *standing) {
 			}
 			l.built(s, h, label)
 		case p.OnRDS(): // where it belongs; removing it asks whether it is the set's
+		case p.Tool == catalog.Probackup:
+			s.tool = p.Tool
 		case p.Kind == catalog.Postgres && l.inStore(p.Path):
 			s.away = true
 		default:

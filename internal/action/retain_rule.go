@@ -27,6 +27,7 @@ type standing struct {
 	built   []string // ids of the sets with a backup that one of its own is built on, or is
 	unnamed string   // a backup that belongs to no set and is built on one of its own
 	strange string   // a kind of piece that this program does not know
+	tool    string   // another program has its PostgreSQL backup, and knows what is built on it
 	unknown error    // why it can't be told what of it is here
 }
 
@@ -86,6 +87,9 @@ func (r RetentionRule) choose(sets []standing, now time.Time) []choice {
 		}
 		if s.set.Removal == nil && s.unknown != nil {
 			out[i].keep("it can't be told what of it is here: " + s.unknown.Error())
+		}
+		if s.tool != "" && s.set.Removal == nil {
+			out[i].keep("its PostgreSQL backup is " + s.tool + "'s, which the retention leaves alone: holdfast sets delete " + s.set.ID)
 		}
 		if s.set.Removal == nil && s.strange != "" {
 			out[i].keep("this program does not know what " + s.strange + " is")

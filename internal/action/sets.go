@@ -104,6 +104,8 @@ func (a *App) verifySet(ctx context.Context, id string) (*catalog.Verdict, error
 		switch {
 		case p.OnRDS():
 			found, err = a.verifySnapshot(ctx, set, p)
+		case p.Kind == catalog.Postgres && p.Tool == catalog.Probackup:
+			found, err = a.verifyProbackup(ctx, set, p.Path, p.Stanza, p.Label)
 		case p.Kind == catalog.Postgres:
 			found, err = a.verifyBackup(ctx, p.Path, p.Stanza, p.Label)
 		default:
@@ -158,6 +160,7 @@ type DeletePlan struct {
 	Files     []string             `json:"files"`
 	Backups   []*engine.RemovePlan `json:"backups"`
 	Snapshots []SnapshotRemoval    `json:"snapshots,omitempty"`
+	Probackup []*ProbackupRemoval  `json:"pg_probackup,omitempty"`
 	WAL       []RepositoryWAL      `json:"wal,omitempty"` // that no other set needs, of each repository
 	Bytes     int64                `json:"bytes"`         // that all of it frees
 	Last      bool                 `json:"last"`          // it is the last set that can be restored, or the last that is wholly here
@@ -216,9 +219,19 @@ func (a *App) PlanDeleteSet(ctx context.Context, id string, allowLast bool) (*De
 	for _, w := range p.WAL {
 		p.Bytes += w.Bytes
 	}
+	sets := make([]*catalog.Set, len(l.sets))
+	for j := range l.sets {
+		sets[j] = l.sets[j].set
+	}
 	for _, piece := range p.Set.Pieces {
 		if piece.OnRDS() {
 			if err := p.planSnapshot(ctx, piece); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if piece.Tool == catalog.Probackup {
+			if err := p.planProbackup(ctx, piece, sets); err != nil {
 				return nil, err
 			}
 			continue
@@ -227,7 +240,7 @@ func (a *App) PlanDeleteSet(ctx context.Context, id string, allowLast bool) (*De
 			p.Warnings = append(p.Warnings, fmt.Sprintf("PostgreSQL's backup %s stays on %s, where the retention decides", piece.Label, piece.Path))
 		}
 	}
-	p.plan.Snapshots = p.Snapshots
+	p.plan.Snapshots, p.plan.probackup = p.Snapshots, p.Probackup
 	p.Warnings = append(p.Warnings, l.notes...)
 	return p, ctx.Err()
 }

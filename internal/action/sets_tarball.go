@@ -78,6 +78,10 @@ func (a *App) verifyTarball(ctx context.Context, set *catalog.Set, p catalog.Pie
 	if f := filesOf(set); f != nil && f.IndexSHA256 != in.index {
 		found = append(found, fmt.Sprintf("%s: the index of files has the SHA-256 %s, the set says %s", p.Path, in.index, f.IndexSHA256))
 	}
+	if set.Mode == catalog.Included && toolOf(set) == catalog.Probackup {
+		more, err := a.verifyIncludedProbackup(ctx, set, p.Path)
+		return append(found, more...), err
+	}
 	if set.Mode == catalog.Included {
 		more, err := a.verifyIncluded(ctx, set, p.Path)
 		return append(found, more...), err
@@ -137,6 +141,9 @@ func outlineInto(ctx context.Context, mem *storage.Mem) func(name string, r io.R
 		return storage.WriteAll(ctx, mem, name, b)
 	}
 	return func(name string, r io.Reader) error {
+		if handled, err := probackupOutline(ctx, mem, name, r); handled {
+			return err
+		}
 		switch base := strings.TrimSuffix(path.Base(name), ".copy"); {
 		case base == "backup.manifest":
 			dir := path.Dir(name)
@@ -168,7 +175,7 @@ func (a *App) readRepo(ctx context.Context, file string, each func(name string, 
 		return err
 	}
 	err = eachMember(ctx, f, func(m *tarball.Member) error {
-		if name, ok := strings.CutPrefix(m.Name, repoPrefix); ok {
+		if name, ok := repoMember(m.Name); ok {
 			return each(name, m)
 		}
 		return nil

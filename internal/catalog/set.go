@@ -51,7 +51,11 @@ type Piece struct {
 	Stanza string `json:"stanza,omitempty"`
 	Label  string `json:"label,omitempty"`  // backup label in the repository, or the name of the DB snapshot
 	Region string `json:"region,omitempty"` // of the DB snapshot; empty: it is none
+	Tool   string `json:"tool,omitempty"`   // what made a postgres piece; empty: it is in pgBackRest's format
 }
+
+// Probackup is the Tool of a backup by pg_probackup: Label is its ID, and Path a backup catalog.
+const Probackup = "pg_probackup"
 
 // OnRDS says whether the piece is a DB snapshot of Amazon RDS.
 func (p *Piece) OnRDS() bool { return p.Region != "" }
@@ -77,6 +81,7 @@ type Backup struct {
 type PostgresPoint struct {
 	Stanza     string   `json:"stanza"`
 	Label      string   `json:"label"`
+	Tool       string   `json:"tool,omitempty"` // what made the backup; empty: it is in pgBackRest's format
 	Version    string   `json:"pg_version"`
 	SystemID   uint64   `json:"system_id"`
 	HistoryID  int      `json:"history_id"`

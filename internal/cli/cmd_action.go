@@ -178,6 +178,9 @@ func enableArchiving(ctx context.Context, env *Env, f actionFlags) error {
 	if err != nil {
 		return err
 	}
+	if f.dryRun {
+		return planArchiving(ctx, env, w, l, f)
+	}
 	w.log.began("enable_backupv2")
 	results, err := w.app.EnableArchiving(ctx)
 	l.done()
@@ -196,6 +199,9 @@ func enableArchiving(ctx context.Context, env *Env, f actionFlags) error {
 				fmt.Fprintf(env.Stdout, "; WAL segment %s arrived in the archive", r.Segment)
 			}
 			fmt.Fprintln(env.Stdout)
+			for _, n := range r.Notes {
+				fmt.Fprintf(env.Stdout, "  %s\n", n)
+			}
 		}
 	}
 	return err

@@ -159,7 +159,9 @@ func (rf *restoreFlags) check(f actionFlags) error {
 }
 
 func (r *root) enableCommand() *cobra.Command {
-	return &cobra.Command{Use: "enable", Aliases: []string{"enable_backupv2"}, Short: "set up WAL archiving and prove that it works: alation_action enable_backupv2", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	c := &cobra.Command{Use: "enable", Aliases: []string{"enable_backupv2"}, Short: "set up WAL archiving and prove that it works: alation_action enable_backupv2", Args: noArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		return enableArchiving(cmd.Context(), r.env, r.f)
 	}}
+	c.Flags().BoolVar(&r.f.dryRun, "dry-run", false, "show what archive_command would be and what is wrong, change nothing")
+	return c
 }

@@ -24,6 +24,7 @@ import (
 	"holdfast/internal/instance"
 	"holdfast/internal/kit"
 	"holdfast/internal/pg"
+	"holdfast/internal/probackup"
 	"holdfast/internal/rds"
 	"holdfast/internal/repo"
 	"holdfast/internal/storage"
@@ -110,6 +111,11 @@ var sentinels = map[string]struct {
 	"repo.LockedError":            {&repo.LockedError{}, exitBusy},
 	"repo.UnlistedError":          {&repo.UnlistedError{Err: storage.ErrUnavailable}, exitAway},
 	"s3.Error":                    {&s3.Error{}, exitAway},
+	"action.ErrTool":              {action.ErrTool, exitFailed},
+	"probackup.Error":             {&probackup.Error{}, exitFailed},
+	"probackup.ErrMissing":        {probackup.ErrMissing, exitFailed},
+	"probackup.ErrChain":          {probackup.ErrChain, exitFailed},
+	"probackup.ErrNotProbackup":   {probackup.ErrNotProbackup, exitFailed},
 	"rds.ErrNotFound":             {rds.ErrNotFound, exitFailed},
 	"rds.ErrNotOurs":              {rds.ErrNotOurs, exitFailed},
 	"rds.ErrState":                {rds.ErrState, exitFailed},

@@ -38,6 +38,7 @@ func (e *Env) printBackupPlan(b *action.BackupPlan) error {
 		p.f("  staging   %s has %s that this run builds on; about %s more, and the tarball holds it all\n", s.Dir, engine.Size(s.Chain), engine.Size(s.New))
 	}
 	p.rdsPlan(b.RDS)
+	p.probackup(b)
 	for _, t := range b.Trees {
 		p.f("  files     /%s\n", strings.TrimPrefix(t.Path, "/"))
 	}
@@ -46,6 +47,9 @@ func (e *Env) printBackupPlan(b *action.BackupPlan) error {
 	}
 	if b.Store != "" {
 		p.f("  copy      to %s\n", b.Store)
+	}
+	for _, n := range b.Notes {
+		p.f("note: %s\n", n)
 	}
 	for _, u := range b.Unfinished {
 		p.f("first: %s\n", u)
@@ -269,6 +273,13 @@ func (e *Env) printDeletePlan(d *action.DeletePlan) error {
 	}
 	for _, s := range d.Snapshots {
 		p.f("  stanza %s: DB snapshot %s in %s (the DB instance %s stays)\n", s.Stanza, s.Snapshot, s.Region, s.Instance)
+	}
+	for _, b := range d.Probackup {
+		p.f("  instance %s of %s: backup %s", b.Stanza, b.Catalog, strings.Join(b.Backups, " and "))
+		if b.WAL {
+			p.f(", and the WAL that no backup needs then")
+		}
+		p.f("\n")
 	}
 	for _, w := range d.Warnings {
 		p.f("warning: %s\n", w)

@@ -20,9 +20,6 @@ import (
 
 // wireRepository: the separate repository, or the staging one beside the tarballs, how it is written, and by whom.
 func wireRepository(env *Env, w *wired, o *action.Options) error {
-	if !w.values.Bool(conf.KeyEnablePgbackrest) {
-		return &refusedError{"alation.feature_flags.enable_pgbackrest is False: pg_probackup is not driven by this version; run: alation_conf alation.feature_flags.enable_pgbackrest -s True"}
-	}
 	o.Mode, o.RepoDir = catalog.Apart, w.in.Resolve(w.values.Path(conf.KeyRepoDir))
 	if w.values.Bool(conf.KeyPgbackupCompression) {
 		o.Mode, o.RepoDir = catalog.Included, filepath.Join(w.in.BackupDir(), "backup/pgbackrest")
@@ -65,7 +62,7 @@ func wireRepository(env *Env, w *wired, o *action.Options) error {
 	for i := range o.Clusters {
 		wireCommands(w.programPath(env), &o.Clusters[i], o)
 	}
-	return nil
+	return wireProbackup(env, w, o)
 }
 
 // wireCommands: archive_command and restore_command are self-contained, since PostgreSQL's user need not read the parameter

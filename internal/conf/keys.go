@@ -52,6 +52,8 @@ const (
 	KeyMetricsListen       StringKey   = "metrics.listen"
 	KeyToolPath            PathKey     = "pgsql.backup.tool_path"
 	KeyClusters            ClustersKey = "pgsql.clusters"
+	KeyProbackupDir        PathKey     = "pgsql.pg_probackup.dir_name"
+	KeyProbackupPath       PathKey     = "pgsql.pg_probackup.path"
 	KeyArchiveTimeout      SecondsKey  = "pgsql.pgbackrest.archive_timeout"
 	KeyBlock               BoolKey     = "pgsql.pgbackrest.block"
 	KeyBundle              BoolKey     = "pgsql.pgbackrest.bundle"

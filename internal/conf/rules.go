@@ -21,6 +21,16 @@ var rules = [...]rule{
 		check: checkRedundancy,
 	},
 	{
+		names: []string{string(KeyRedundancyEnabled), string(KeyEnablePgbackrest)},
+		text:  "`pgsql.pgbackrest.redundancy.enabled` True needs `alation.feature_flags.enable_pgbackrest` True: a backup catalog of pg_probackup is not copied.",
+		check: checkRedundancyTool,
+	},
+	{
+		names: []string{string(KeyRepoDir), string(KeyProbackupDir)},
+		text:  "`pgsql.pg_probackup.dir_name` and `pgsql.pgbackrest.repo_dir_name` must be different directories, none of them in the other.",
+		check: checkCatalogDir,
+	},
+	{
 		names: []string{string(KeyCompressType), string(KeyCompressLevel)},
 		text:  "`pgsql.pgbackrest.compress_level` must be a level of `pgsql.pgbackrest.compress_type`.",
 		check: checkLevel,
@@ -31,8 +41,9 @@ var rules = [...]rule{
 		check: checkBlock,
 	},
 	{
-		names: []string{string(KeyDataTempDir), string(KeyDataDumpDir), string(KeyRepoDir)},
-		text:  "`alation.backup.data_temp_dir` must neither be nor contain `alation.backup.data_dump_dir` or `pgsql.pgbackrest.repo_dir_name`: staging is emptied.",
+		names: []string{string(KeyDataTempDir), string(KeyDataDumpDir), string(KeyRepoDir), string(KeyProbackupDir)},
+		text: "`alation.backup.data_temp_dir` must neither be nor contain `alation.backup.data_dump_dir`, `pgsql.pgbackrest.repo_dir_name` or `pgsql.pg_probackup.dir_name`: " +
+			"staging is emptied.",
 		check: checkStaging,
 	},
 	{
@@ -61,6 +72,29 @@ func checkRedundancy(v *Values) error {
 		Reason: fmt.Sprintf("%s = True needs %s = False: redundancy copies the separate PostgreSQL backup, and with compression on there is none; "+
 			"first run: alation_conf %s -s False (to keep PostgreSQL in the tarball instead: alation_conf %s -s False)",
 			KeyRedundancyEnabled, KeyPgbackupCompression, KeyPgbackupCompression, KeyRedundancyEnabled),
+	}
+}
+
+func checkRedundancyTool(v *Values) error {
+	if !v.Bool(KeyRedundancyEnabled) || v.Bool(KeyEnablePgbackrest) {
+		return nil
+	}
+	return &RuleError{
+		Names: []string{string(KeyRedundancyEnabled), string(KeyEnablePgbackrest)},
+		Reason: fmt.Sprintf("%s = True needs %s = True: what is copied is closed and checked object by object, which a backup catalog of pg_probackup does not allow; "+
+			"to use pg_probackup run: alation_conf %[1]s -s False %[2]s -s False (tarballs with PostgreSQL inside can be copied: %[3]s and %[4]s True)",
+			KeyRedundancyEnabled, KeyEnablePgbackrest, KeyTarballCopies, KeyPgbackupCompression),
+	}
+}
+
+func checkCatalogDir(v *Values) error {
+	a, b := cleanPath(v.Path(KeyRepoDir)), cleanPath(v.Path(KeyProbackupDir))
+	if a != b && !strings.HasPrefix(a+"/", b+"/") && !strings.HasPrefix(b+"/", a+"/") {
+		return nil
+	}
+	return &RuleError{
+		Names:  []string{string(KeyRepoDir), string(KeyProbackupDir)},
+		Reason: fmt.Sprintf("%s = %s and %s = %s must be different directories, none of them in the other: a repository and a backup catalog do not go together", KeyRepoDir, a, KeyProbackupDir, b),
 	}
 }
 
@@ -131,7 +165,7 @@ func checkSSE(v *Values) error {
 
 func checkStaging(v *Values) error {
 	staging := cleanPath(v.Path(KeyDataTempDir))
-	for _, kept := range []PathKey{KeyDataDumpDir, KeyRepoDir} {
+	for _, kept := range []PathKey{KeyDataDumpDir, KeyRepoDir, KeyProbackupDir} {
 		dir := cleanPath(v.Path(kept))
 		if dir == staging || strings.HasPrefix(dir, staging+"/") {
 			return &RuleError{
@@ -176,6 +210,7 @@ func HostDefaults(dataDisk, backupDisk string) []Pair {
 		{string(KeyDataDumpDir), NewSecret(backupDisk + "/backup")},
 		{string(KeyDataTempDir), NewSecret(backupDisk + "/tmp")},
 		{string(KeyRepoDir), NewSecret(backupDisk + "/pgbackrest")},
+		{string(KeyProbackupDir), NewSecret(backupDisk + "/pg_probackup")},
 		{string(KeyFilesPaths), NewSecret(dataDisk + "/site_data")},
 		{string(KeyClusters), NewSecret(FormatClusters([]Cluster{cluster}))},
 	}

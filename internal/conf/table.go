@@ -125,7 +125,8 @@ var table = []Key{
 	{Name: "alation.backup_v2.retention.sets", Type: Int, Default: "7", Min: 0, Max: 100000, Unit: "sets", Since: "holdfast",
 		Help: "Number of backup sets kept: the newest that restore, as far as is known. Each run removes at its end the older ones that nothing else keeps, here and on external storage; see retention.md. 0: sets are never removed."},
 	{Name: "alation.feature_flags.enable_pgbackrest", Type: Bool, Default: "True", Since: "2022.2", After: followEnable,
-		Help: "True: PostgreSQL is backed up in the pgBackRest format. False: by pg_probackup."},
+		Help: "True: PostgreSQL is backed up in the pgBackRest format. False: by pg_probackup, the earlier tool, which `pgsql.pg_probackup.path` names. One tool's chain of backups can't be " +
+			"continued by the other: after a change the next backup is a full one. Sets of before stay restorable."},
 	{Name: "alation.install.base_url", Type: URL, Since: "2020.3",
 		Help: "Address under which the application is reached. A restore onto another host brings back the old one; set it again there."},
 	{Name: "alation.version", Type: Version, Since: "holdfast",
@@ -162,6 +163,12 @@ var table = []Key{
 			"Defaults: host `/tmp`, port 5432, user `alation`, bin found by PostgreSQL's version. A DB instance of Amazon RDS is " +
 			"`stanza:kind=rds,id=IDENTIFIER,region=REGION,host=HOST,port=PORT,user=USER`: without `region` it is in that of `pgsql.rds.region`, without `host` " +
 			"the instance's own address and port count, without `user` it is not asked by SQL."},
+	{Name: "pgsql.pg_probackup.dir_name", Type: Path, Default: "data2/pg_probackup", Required: true, Since: "holdfast", After: followEnable,
+		Help: "Backup catalog of pg_probackup for the separate PostgreSQL backup, seen from the instance's root, when `alation.feature_flags.enable_pgbackrest` is False. " +
+			"A directory of its own: not the one of `pgsql.pgbackrest.repo_dir_name`, nor below it."},
+	{Name: "pgsql.pg_probackup.path", Type: Path, Since: "holdfast", After: followEnable,
+		Help: "Program of pg_probackup, version 2.5 or later of 2, for the clusters' version of PostgreSQL. Empty: `pg_probackup-VERSION`, else `pg_probackup`, is looked for in the " +
+			"directories of PATH. Sets that were made with it need it to be verified, deleted and restored."},
 	{Name: "pgsql.pgbackrest.archive_timeout", Type: Seconds, Default: "60", Min: 1, Max: 86400, Unit: "seconds", Since: "holdfast",
 		Help: "How long a backup or check waits for a WAL segment to reach the archive."},
 	{Name: "pgsql.pgbackrest.block", Type: Bool, Default: "False", Since: "holdfast",
