@@ -717,6 +717,10 @@ func (r *backupRun) awaitWAL(ctx context.Context) error {
 	return r.copyWAL(ctx, segments)
 }
 
+// oursFor is how long what stillOursExactly said is relied on. Reading the info files can take minutes where a store does not answer
+// at once.
+const oursFor = 2 * time.Second
+
 // publish makes the backup exist: manifest, history, link, backup.info; archive.info is saved again so that life-cycle
 // rules of object stores do not age it away.
 func (r *backupRun) publish(ctx context.Context) error {
@@ -734,8 +738,14 @@ func (r *backupRun) publish(ctx context.Context) error {
 	if err := s.makeDirs(ctx, r.m); err != nil {
 		return err
 	}
+	asked := s.o.Now()
 	if err := s.together(ctx, r.refresh, r.stillOursExactly); err != nil {
 		return err
+	}
+	if s.o.Now().Sub(asked) > oursFor {
+		if err := r.stillOursExactly(ctx); err != nil {
+			return err
+		}
 	}
 	if err := repo.PublishManifest(ctx, s.o.Storage, s.o.Stanza, r.m, r.bi.CipherPass); err != nil {
 		return err

@@ -39,18 +39,24 @@ func (s *Stanza) reconcileDirs(ctx context.Context, bi *repo.BackupInfo, dirs []
 const passedOver = 2
 
 // reconcileReadable is reconcileDirs for a verb that removes nothing and builds on what is listed: a backup that is not listed and
-// whose manifest the storage does not give out is left out, with a warning.
+// whose manifest the storage does not give out is left out, with a warning; unless a backup that is listed is built on one that is
+// not: that one would be taken off the list with it.
 func (s *Stanza) reconcileReadable(ctx context.Context, bi *repo.BackupInfo, dirs []repo.LabelDir) (added []repo.Label, warnings []string, err error) {
 	var over []string
 	for {
 		_, added, warnings, err = s.reconcileDirs(ctx, bi, dirs)
 		var unlisted *repo.UnlistedError
-		if !errors.As(err, &unlisted) || len(over) == passedOver || ctx.Err() != nil {
+		if !errors.As(err, &unlisted) || len(over) == passedOver || ctx.Err() != nil || builtOnUnlisted(bi) {
 			return added, append(warnings, over...), err
 		}
 		over = append(over, fmt.Sprintf("%v. This backup does without it", err))
 		dirs = slices.DeleteFunc(slices.Clone(dirs), func(d repo.LabelDir) bool { return d.Label == unlisted.Label })
 	}
+}
+
+// builtOnUnlisted says whether a listed backup's prior is not listed.
+func builtOnUnlisted(bi *repo.BackupInfo) bool {
+	return slices.ContainsFunc(bi.Backups, func(l repo.BackupLine) bool { return l.Type != repo.Full && bi.Find(l.Prior) == nil })
 }
 
 // completeHistory writes the history manifest of backups that were added, where it is missing. To be called before backup.info

@@ -184,3 +184,34 @@ func TestRemoveLooksAgain(t *testing.T) {
 		t.Error(fmt.Errorf("the other backup: %w", err))
 	}
 }
+
+// TestUnlistedPriorAway: a backup that is listed is built on one that is not, whose manifest the storage does not give out. Passing
+// over that one would take the other off the list, so that pgbackrest's expire removed it.
+func TestUnlistedPriorAway(t *testing.T) {
+	r := newRig(t, 15)
+	base := storage.NewMem(nil)
+	ctx := t.Context()
+	must(t, r.create(ctx, base))
+	for _, typ := range []repo.BackupType{repo.Full, repo.Incr, repo.Incr} {
+		_, err := r.backupWith(ctx, base, base, engine.BackupOptions{Type: typ, Compress: repo.GZ, Level: 1})
+		must(t, err)
+	}
+	bi, err := repo.LoadBackupInfo(ctx, base, "demo", r.pass)
+	must(t, err)
+	hidden, last := bi.Backups[1].Label, bi.Backups[2]
+	if last.Prior != hidden {
+		t.Fatalf("%s is built on %s", last.Label, last.Prior)
+	}
+	bi.Backups = slices.Delete(bi.Backups, 1, 2)
+	must(t, repo.SaveBackupInfo(ctx, base, "demo", bi, r.pass))
+	st, err := storage.NewFaulty(base, storage.Fault{Op: storage.OpOpen, Name: repo.ManifestPath("demo", hidden), Err: storage.Unavailable(errors.New("403 AccessDenied"))})
+	must(t, err)
+	if _, err := r.backup(ctx, st, base); !storage.IsUnavailable(err) || !strings.Contains(err.Error(), string(hidden)) {
+		t.Errorf("backup: %v", err)
+	}
+	bi, err = repo.LoadBackupInfo(ctx, base, "demo", r.pass)
+	must(t, err)
+	if bi.Find(last.Label) == nil {
+		t.Errorf("%s is no longer listed", last.Label)
+	}
+}

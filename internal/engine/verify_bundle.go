@@ -82,21 +82,33 @@ func (v *verifier) do(ctx context.Context, m *repo.Manifest, j verifyJob) error 
 		}
 		_, _ = io.Copy(io.Discard, onlyReader{part}) // what a damaged stream left over
 		if storage.IsUnavailable(in.err) {
-			return v.unreadAll(ctx, m, j[i:], object, in.err)
+			if was, _ := v.state(fileKey(m, f)); was == isUnread { // and file has noted the object
+				v.setUnread(m, j[i+1:])
+				return nil
+			}
+			return v.unreadAll(ctx, m, j[i+1:], object, in.err) // what is known of f stays
 		}
 		at = f.BundleOffset + f.RepoSize
 	}
 	return nil
 }
 
-// unreadAll notes that an object, with these files in it, could not be read.
-func (v *verifier) unreadAll(ctx context.Context, m *repo.Manifest, j verifyJob, object string, err error) error {
+// setUnread notes of files that they could not be read.
+func (v *verifier) setUnread(m *repo.Manifest, j verifyJob) {
 	for _, f := range j {
 		v.setState(fileKey(m, f), isUnread)
 		if f.BlockMapSize > 0 {
 			v.setState(imageKey(storedIn(m, f), f.Name), isUnread)
 		}
 	}
+}
+
+// unreadAll notes that an object, with these files in it, could not be read. No files: nothing is unknown for it.
+func (v *verifier) unreadAll(ctx context.Context, m *repo.Manifest, j verifyJob, object string, err error) error {
+	if len(j) == 0 {
+		return nil
+	}
+	v.setUnread(m, j)
 	_, cut := v.look(ctx, m.Label, object, err)
 	return cut
 }
