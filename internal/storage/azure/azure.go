@@ -206,6 +206,10 @@ func translate(ctx context.Context, err error) error {
 		if answer.StatusCode == http.StatusNotFound && answer.ErrorCode != string(bloberror.BlobNotFound) {
 			return storage.Unavailable(e) // the container is missing, or somebody else answers: that is no missing blob
 		}
+		switch bloberror.Code(answer.ErrorCode) {
+		case bloberror.BlobArchived, bloberror.BlobBeingRehydrated, bloberror.ContainerBeingDeleted, bloberror.ContainerDisabled:
+			return storage.Unavailable(e) // a conflict that says nothing of what is in the blob
+		}
 		header := http.Header{}
 		if answer.RawResponse != nil {
 			header = answer.RawResponse.Header

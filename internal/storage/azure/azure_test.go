@@ -330,3 +330,21 @@ func TestStrangers(t *testing.T) {
 		}
 	}
 }
+
+// TestArchivedBlob: a blob in the archive tier is as it was; the store only does not give it out at the moment.
+func TestArchivedBlob(t *testing.T) {
+	for _, code := range []string{"BlobArchived", "BlobBeingRehydrated", "ContainerBeingDeleted", "ContainerDisabled"} {
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("x-ms-error-code", code)
+			w.WriteHeader(http.StatusConflict)
+		}))
+		defer srv.Close()
+		s, err := New(Options{Account: "a", Container: "c", Key: "a2V5", Endpoint: srv.URL, URIStyle: StylePath, Backoff: atOnce(2)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Open(t.Context(), "a", 0, -1); !storage.IsUnavailable(err) || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", code, err)
+		}
+	}
+}
