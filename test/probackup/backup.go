@@ -56,7 +56,7 @@ func backup(c *call) (err error) {
 	if err != nil {
 		return err
 	}
-	now := time.Now()
+	var now time.Time
 	b := control{"backup-mode": c.opts["backup-mode"], "stream": "false", "compress-alg": c.opts["compress-algorithm"], "program-version": version, "server-version": "15",
 		"status": "RUNNING", "note": c.opts["note"]}
 	for ; ; time.Sleep(100 * time.Millisecond) {
