@@ -1,3 +1,8 @@
+//go:build unattended
+
+// This test takes as long as it is told, and wants the machine for itself: scripts/unattended MINUTES. TestDaemonKilledAnywhere
+// and its like have in `make test` what it is made of.
+
 package whole
 
 import (
@@ -8,7 +13,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -22,7 +26,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"holdfast/internal/cli"
 	"holdfast/internal/eventbus/kafkatest"
 	"holdfast/test/stores"
 	"holdfast/test/tally"
@@ -73,9 +76,6 @@ type tail struct {
 // each of these things. scripts/unattended MINUTES runs it at the pace of the clock; in make test it is shorter and four times as fast.
 func TestUnattended(t *testing.T) {
 	text := os.Getenv(unattendedMinutes)
-	if text == "" {
-		t.Skip("takes as long as it says, and the machine for itself: scripts/unattended 20 (what it does is tested in pieces by TestDaemon... here)")
-	}
 	u := &unattended{T: t, clock: 1, addr: freeListen(t), written: map[int]world.Token{}, peak: map[string]*atomic.Int64{}, ended: make(chan struct{})}
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 1 {
@@ -148,25 +148,6 @@ func bucketConf(t *testing.T, w *world.World, server *stores.S3, bucket ...strin
 	ok(t, w, "alation_conf", key+"s3.ca_file", "-s", "/etc/ssl/store.pem", key+"s3.uri_style", "-s", "path", key+"enabled", "-s", "True", key+"s3.endpoint", "-s", server.Endpoint,
 		key+"s3.bucket", "-s", bucket[0], key+"s3.region", "-s", server.Region, key+"s3.key", "-s", server.Key, key+"s3.secret", "-s", server.Secret, "alation.backup.redundancy.enabled", "-s", "True")
 	return bucket[0]
-}
-
-// unattendedWord makes this test program a daemon of an instance whose clock goes faster: root, program, when both clocks were the same, how fast.
-const unattendedWord = "daemon-left-alone"
-
-func unattendedHelper(args []string) int {
-	began, err1 := strconv.ParseInt(args[2], 10, 64)
-	clock, err2 := strconv.Atoi(args[3])
-	if errors.Join(err1, err2) != nil {
-		return 99
-	}
-	base := time.UnixMilli(began)
-	env := cli.Process()
-	env.Args, env.Exe = []string{"holdfast", "daemon", "--root", args[0]}, args[1]
-	env.Tick = 10 * time.Second / time.Duration(clock)
-	env.Now = func() time.Time { return base.Add(time.Duration(clock) * time.Since(base)) }
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	return cli.Main(ctx, env)
 }
 
 // start keeps a daemon running, as systemd does with the unit's Restart=on-failure and RestartSec=10.
