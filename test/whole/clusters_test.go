@@ -242,7 +242,7 @@ func TestTwoClustersDown(t *testing.T) {
 				for _, s := range both {
 					had[s] = backupsOf(t, w, s)
 				}
-				fails(t, w, 1, "stanza "+stanza, "alation_action", "backup_all")
+				fails(t, w, 1, stanza+": connect to PostgreSQL", "alation_action", "backup_all")
 				for _, s := range both {
 					if now := backupsOf(t, w, s); !slices.Equal(now, had[s]) {
 						t.Errorf("%s is down: of %s there was %v, and is %v", stanza, s, had[s], now)
@@ -251,7 +251,7 @@ func TestTwoClustersDown(t *testing.T) {
 				leftOvers(t, w)
 			}
 			out, err := w.As(t.Context(), "alation_action", "", "backup_all")
-			failed(t, out, err, 1, "stanza rosemeta", "stanza lineage")
+			failed(t, out, err, 1, "rosemeta: connect to PostgreSQL", "lineage: connect to PostgreSQL")
 			must(t, w.StartServer(t.Context()), w.Lineage.StartServer(t.Context()))
 			for _, c := range []struct{ step, dies string }{
 				{"backup:copy#1", world.Stanza}, {"backup:copy#1", world.LineageStanza}, {"backup:copy#2", world.Stanza}, {"backup:copy#2", world.LineageStanza},
