@@ -175,6 +175,10 @@ func (l *look) pieces(s *standing) {
 		case p.OnRDS(): // where it belongs; removing it asks whether it is the set's
 		case p.Tool == catalog.Probackup:
 			s.tool = p.Tool
+			// What can't be asked may be there: only PostgreSQL's user gets into its catalog.
+			if _, err := os.Stat(filepath.Join(p.Path, "backups", p.Stanza, p.Label, "backup.control")); errors.Is(err, fs.ErrNotExist) {
+				s.away, s.missing = true, append(s.missing, "backup "+p.Label+" of instance "+p.Stanza+" in "+p.Path)
+			}
 		case p.Kind == catalog.Postgres && l.inStore(p.Path):
 			s.away = true
 		default:
