@@ -191,3 +191,26 @@ func TestForeignSnapshot(t *testing.T) {
 		t.Errorf("snapshots %v", got)
 	}
 }
+
+// TestRestoreOfRemovedSet: that the retention has begun to remove a set, which it could not end, is no reason against restoring it from
+// pieces that are whole, taken from elsewhere, say.
+func TestRestoreOfRemovedSet(t *testing.T) {
+	w := newWorld(t)
+	set, err := w.app().BackupAll(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, removed := range []bool{false, true} {
+		set.State, set.Error = catalog.Failed, "the disk was full"
+		if removed {
+			set.Error, set.Removal = "being removed: 7 newer sets stay", &catalog.Removal{Reason: "7 newer sets stay", At: w.o.Now()}
+		}
+		if err := w.o.Catalog.Put(t.Context(), set); err != nil {
+			t.Fatal(err)
+		}
+		plan, err := w.app().PlanRestoreAll(t.Context(), RestoreOptions{RestoreFile: set.Piece(catalog.Application).Path})
+		if err != nil || (len(plan.Missing) == 0) != removed {
+			t.Errorf("being removed %v: %q %v", removed, plan.Missing, err)
+		}
+	}
+}

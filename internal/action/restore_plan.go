@@ -317,7 +317,9 @@ func (p *RestorePlan) matchCatalogue(ctx context.Context) {
 		p.Notes = append(p.Notes, "the catalogue of this instance does not know the set: it was made elsewhere")
 		return
 	}
-	if known.State != catalog.Complete {
+	if known.Removal != nil { // the run was good, and the pieces are looked at
+		p.Notes = append(p.Notes, fmt.Sprintf("the set is being removed here since %s (%s)", known.Removal.At.UTC().Format(time.RFC3339), known.Removal.Reason))
+	} else if known.State != catalog.Complete {
 		p.missing("the catalogue says that set %s is %s: %s", known.ID, known.State, known.Error)
 	}
 	if f, g := filesOf(known), filesOf(p.Set); f != nil && g != nil && f.IndexSHA256 != g.IndexSHA256 {
