@@ -214,3 +214,31 @@ func TestRestoreOfRemovedSet(t *testing.T) {
 		}
 	}
 }
+
+// TestRestoreAfterChangeOfMode: a set apart restores where PostgreSQL goes into tarballs by now, from the repository that has it.
+func TestRestoreAfterChangeOfMode(t *testing.T) {
+	if testing.Short() {
+		t.Skip("needs PostgreSQL; run make test")
+	}
+	c, _, o := pgWorld(t, builtProgram(t), catalog.Apart)
+	set, err := New(*o).BackupAll(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Exec(t, "insert into t values (0)", "insert into s values (0)")
+	before := o.RepoDir
+	o.Mode, o.RepoDir = catalog.Included, filepath.Join(filepath.Dir(before), "staging")
+	o.Clusters[0].ArchiveCommand = strings.ReplaceAll(o.Clusters[0].ArchiveCommand, before, o.RepoDir)
+	a := New(*o)
+	if _, err := a.EnableArchiving(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	plan, err := a.PlanRestoreAll(t.Context(), RestoreOptions{RestoreFile: set.Piece(catalog.Application).Path})
+	if err != nil || len(plan.Missing) > 0 {
+		t.Fatalf("%q %v", plan.Missing, err)
+	}
+	if _, err := plan.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	rows(t, c, 1000)
+}
