@@ -192,11 +192,14 @@ func (r *run) trimChain(ctx context.Context, b *clusterBackup) error {
 }
 
 // alsoSeparate says what keeps the staging repository from being trimmed: sets of mode apart whose PostgreSQL backups lie in the same
-// directory, because repo_dir_name was set to it. "" when there are none.
+// directory, because repo_dir_name was set to it, or entries of the catalogue that can't be read. "" when there are none.
 func (a *App) alsoSeparate(ctx context.Context, stanza string) (string, error) {
-	sets, _, err := a.o.Catalog.List(ctx)
+	sets, damaged, err := a.o.Catalog.List(ctx)
 	if err != nil {
 		return "", err
+	}
+	if len(damaged) > 0 { // nobody knows what they need
+		return fmt.Sprintf("stanza %s: nothing is removed from %s as long as the catalogue can't be read whole, since the backups of a set that keeps them apart may lie there: %v", stanza, a.o.RepoDir, errors.Join(damaged...)), nil
 	}
 	var there []string
 	for _, s := range sets {

@@ -31,18 +31,38 @@ func (a *App) checkCluster(ctx context.Context, c Cluster) []Finding {
 			found = append(found, unsure(ctx, area, object, do, err))
 		}
 	}
-	wrong(AreaPrograms, c.Stanza, "", a.checkTool(c))
-	wrong(AreaRights, a.o.RepoDir, "", a.checkReach(ctx, c))
 	control, _, err := pg.ReadControl(ctx, c.DataDir)
 	wrong(AreaPostgres, c.DataDir, "start PostgreSQL there, or name the right data directory: alation_conf pgsql.clusters -s …", err)
-	if err == nil {
-		wrong(AreaRepository, a.o.RepoDir, enableDo, a.checkBelongs(ctx, c, control))
+	if a.useProbackup() {
+		a.lookAtProbackup(ctx, c, control, err == nil, wrong)
+	} else {
+		wrong(AreaPrograms, c.Stanza, "", a.checkTool(c))
+		wrong(AreaRights, a.o.RepoDir, "", a.checkReach(ctx, c))
+		if err == nil {
+			wrong(AreaRepository, a.o.RepoDir, enableDo, a.checkBelongs(ctx, c, control))
+		}
 	}
 	found = append(found, a.checkServerOf(ctx, c, control, err == nil)...)
 	if len(found) == 0 {
 		found = append(found, fine(AreaPostgres, c.Stanza, "PostgreSQL %s in %s answers, archives, and is the one of the stanza", control.Version, c.DataDir))
 	}
 	return found
+}
+
+// lookAtProbackup is what a run by pg_probackup needs in place of a repository: the program, and its backup catalog with the
+// cluster's instance.
+func (a *App) lookAtProbackup(ctx context.Context, c Cluster, control pg.Control, known bool, wrong func(area, object, do string, err error)) {
+	dir := a.probackupDir()
+	wrong(AreaRights, dir, "", a.checkProbackupReach(ctx, c, dir))
+	if !known {
+		return
+	}
+	t, _, err := a.checkProbackup(ctx, c, control.Version.String(), dir, "preflight")
+	if err != nil {
+		wrong(AreaPrograms, c.Stanza, "", err)
+		return
+	}
+	wrong(AreaRepository, dir, enableDo, a.checkInstance(ctx, c, t, control.SystemID))
 }
 
 // checkBelongs looks whether the stanza is the cluster's and may be worked with.
@@ -158,6 +178,13 @@ func (a *App) checkArchiving(ctx context.Context, c Cluster) []Finding {
 
 // checkCommand looks whether archive_command is the one that the parameters give. Another that brings WAL here is only strange.
 func (a *App) checkCommand(ctx context.Context, c Cluster, facts pg.ServerFacts, state pg.Archiver, failing bool) *Finding {
+	into := a.o.RepoDir
+	if a.useProbackup() {
+		c.ArchiveCommand, into = a.archiveCommand(c, facts.Version.String()), a.probackupDir()
+	}
+	if former := formerCommand(facts.ArchiveCommand, a.useProbackup()); former != "" { // the other tool's, too, until the first backup
+		facts.ArchiveCommand = strings.TrimSuffix(facts.ArchiveCommand, both+former)
+	}
 	if c.ArchiveCommand == "" || facts.ArchiveMode == "off" || facts.ArchiveCommand == c.ArchiveCommand && state.Library == "" {
 		return nil
 	}
@@ -169,12 +196,20 @@ func (a *App) checkCommand(ctx context.Context, c Cluster, facts pg.ServerFacts,
 		f := warns(AreaArchiving, c.Stanza, enableDo, "%s, which is not what the parameters give; the last segment has arrived all the same", is)
 		return &f
 	}
-	f := unsure(ctx, AreaArchiving, c.Stanza, enableDo, fmt.Errorf("%s: it does not bring WAL into %s", is, a.o.RepoDir))
+	f := unsure(ctx, AreaArchiving, c.Stanza, enableDo, fmt.Errorf("%s: it does not bring WAL into %s", is, into))
 	return &f
 }
 
-// arrived says whether the segment that the server archived last is in the repository.
+// arrived says whether the segment that the server archived last is in the repository, or in pg_probackup's archive.
 func (a *App) arrived(ctx context.Context, c Cluster, facts pg.ServerFacts, segment string) bool {
+	if a.useProbackup() {
+		t, err := a.probackupAt(c, facts.Version.String(), a.probackupDir(), "doctor")
+		if err != nil || !pg.IsSegmentName(segment) {
+			return false
+		}
+		_, err = t.WALFile(c.Stanza, segment)
+		return err == nil
+	}
 	st, err := a.repository()
 	if err != nil {
 		return false
@@ -210,6 +245,9 @@ func (a *App) checkWALDisk(ctx context.Context, c Cluster, conn *pg.Conn, waitin
 
 // checkStanza looks at the repository's info files, each of which exists twice.
 func (a *App) checkStanza(ctx context.Context, c Cluster) []Finding {
+	if a.useProbackup() {
+		return nil // which has none
+	}
 	st, err := a.repository()
 	if err != nil {
 		return nil // which is a finding of checkCluster

@@ -30,7 +30,7 @@ import (
 //	sure    half of what the smallest would take. Less is free: the run is not begun.
 //
 // The second counts only what surely is comparable: PostgreSQL's part if the same clusters are as large as then, or larger, the
-// compression is the same, every backup was a full one, as the next is, and no interrupted copy lies there to be gone on with; the
+// compression is the same, every backup was a full one, as the next is, none was or is pg_probackup's, and no interrupted copy lies there to be gone on with; the
 // files' part if a look at them, of two seconds at most, finds as much as was there then. Data as large as before that takes less
 // than half of the least that it ever took is what --skip-preflight is for.
 
@@ -154,9 +154,10 @@ type shares struct {
 // scale works out what a set like s would take now. sizes are those of the clusters by stanza, 0 where unknown; files is what was seen of them.
 func (a *App) scale(s *catalog.Set, sizes map[string]int64, files int64, resumes bool) shares {
 	var sh shares
-	sure, stored := !resumes && !a.mayBeIncremental(), int64(0)
+	sure, stored, chain := !resumes && !a.mayBeIncremental(), int64(0), false
 	for _, p := range pointsOf(s) {
 		stored += p.RepoBytes
+		chain = chain || s.Mode == catalog.Included && p.Tool == "" && !strings.HasSuffix(p.Label, "F")
 		now, known := sizes[p.Stanza]
 		switch {
 		case !known: // the cluster is none of ours any more
@@ -166,7 +167,7 @@ func (a *App) scale(s *catalog.Set, sizes map[string]int64, files int64, resumes
 		default:
 			sh.postgres += int64(float64(p.RepoBytes) * float64(now) / float64(p.Bytes))
 		}
-		if p.Compress == string(a.o.Compress) && strings.HasSuffix(p.Label, "F") && float64(now) >= unshrunk*float64(p.Bytes) {
+		if p.Tool == "" && !a.useProbackup() && p.Compress == string(a.o.Compress) && strings.HasSuffix(p.Label, "F") && float64(now) >= unshrunk*float64(p.Bytes) {
 			sh.surePostgres += p.RepoBytes
 		}
 	}
@@ -177,7 +178,8 @@ func (a *App) scale(s *catalog.Set, sizes map[string]int64, files int64, resumes
 	if s.Mode == catalog.Included {
 		sh.files = max(0, sh.files-stored)
 	}
-	if f := filesOf(s); f != nil && float64(files) >= unshrunk*float64(f.Bytes) {
+	// A tarball with a chain has more of PostgreSQL than its last backup: what is left is not of files alone.
+	if f := filesOf(s); f != nil && !chain && float64(files) >= unshrunk*float64(f.Bytes) {
 		sh.sureFile = sh.files
 	}
 	if p := s.Piece(catalog.EventBus); p != nil && a.o.Bus != nil {
@@ -194,6 +196,9 @@ func (a *App) mayBeIncremental() bool {
 // placed says what goes where: the most of what the sets would take, and half of the least.
 func (a *App) placed(all []shares) []need {
 	dump, apart, staged := need{dir: a.o.DumpDir}, need{dir: a.o.RepoDir}, need{dir: a.o.TempDir}
+	if a.useProbackup() {
+		apart.dir = a.probackupDir()
+	}
 	lowest := func(of func(shares) int64) int64 {
 		least := int64(math.MaxInt64)
 		for _, s := range all {
@@ -211,7 +216,7 @@ func (a *App) placed(all []shares) []need {
 	postgres, files := lowest(func(s shares) int64 { return s.surePostgres }), lowest(func(s shares) int64 { return s.sureFile })
 	if a.o.Mode == catalog.Included {
 		dump.sure = postgres + files
-		if a.o.Tool != nil { // an external program makes its backup beside the tarball first
+		if a.o.Tool != nil || a.useProbackup() { // an external program makes its backup beside the tarball first
 			for _, s := range all {
 				apart.likely = max(apart.likely, s.postgres)
 			}

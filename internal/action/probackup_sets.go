@@ -137,7 +137,8 @@ func (a *App) verifyIncludedProbackup(ctx context.Context, set *catalog.Set, fil
 	return found, nil
 }
 
-// planProbackupRemoval works out what deleting a backup takes along. nil: it is not there any more.
+// planProbackupRemoval works out what deleting a backup takes along. nil: it is not there any more. ErrSetStays: somebody else's backup
+// is built on it.
 func (a *App) planProbackupRemoval(ctx context.Context, set *catalog.Set, piece catalog.Piece) (*ProbackupRemoval, error) {
 	c := a.clusterOrName(piece.Stanza)
 	t, _, err := a.checkProbackup(ctx, c, versionIn(set, piece.Stanza), piece.Path, "sets delete")
@@ -156,6 +157,11 @@ func (a *App) planProbackupRemoval(ctx context.Context, set *catalog.Set, piece 
 		return nil, nil
 	}
 	r := &ProbackupRemoval{Stanza: piece.Stanza, Catalog: piece.Path, Backups: probackup.Descendants(all, piece.Label), tool: t, id: piece.Label}
+	for _, b := range all {
+		if b.ID != piece.Label && b.Valid() && !strings.HasPrefix(b.Note, probackupNote) && slices.Contains(r.Backups, b.ID) {
+			return nil, fmt.Errorf("%w: backup %s of instance %s in %s, which no run of Holdfast made, is built on %s; remove it first, with pg_probackup delete", ErrSetStays, b.ID, piece.Stanza, piece.Path, set.ID)
+		}
+	}
 	r.WAL = len(r.Backups) < len(all) // with no backup left it would remove all WAL, that of a restore to come included
 	return r, nil
 }
@@ -177,16 +183,18 @@ func (r *ProbackupRemoval) run(ctx context.Context) error {
 	return r.tool.Delete(ctx, r.Stanza, r.id, r.WAL)
 }
 
-// needingProbackup names sets that would lose a backup that goes along with another set's.
+// needingProbackup names the sets, newest first, that would lose a backup that goes along with another set's: pg_probackup removes
+// with a backup all that is built on it.
 func needingProbackup(sets []*catalog.Set, id string, r *ProbackupRemoval) []string {
 	var out []string
 	for _, s := range sets {
 		for _, piece := range s.Pieces {
-			if s.ID != id && piece.Tool == catalog.Probackup && piece.Stanza == r.Stanza && filepath.Clean(piece.Path) == filepath.Clean(r.Catalog) && slices.Contains(r.Backups, piece.Label) {
-				out = append(out, fmt.Sprintf("set %s needs the backup too and can't be restored afterwards", s.ID))
+			if s.ID != id && s.Removal == nil && piece.Tool == catalog.Probackup && piece.Stanza == r.Stanza && filepath.Clean(piece.Path) == filepath.Clean(r.Catalog) && slices.Contains(r.Backups, piece.Label) {
+				out = append(out, s.ID)
 			}
 		}
 	}
+	slices.Reverse(out)
 	return out
 }
 
@@ -257,7 +265,7 @@ func (d *catalogDir) store(name string, r io.Reader) error {
 	return errors.Join(err, f.Close(), d.own(name))
 }
 
-// planProbackup adds what goes with one piece of the set to the plan.
+// planProbackup adds what goes with one piece of the set to the plan. One that others are built on stays: ErrSetStays.
 func (p *DeletePlan) planProbackup(ctx context.Context, piece catalog.Piece, sets []*catalog.Set) error {
 	r, err := p.a.planProbackupRemoval(ctx, p.Set, piece)
 	if err != nil {
@@ -267,7 +275,9 @@ func (p *DeletePlan) planProbackup(ctx context.Context, piece catalog.Piece, set
 		p.Warnings = append(p.Warnings, fmt.Sprintf("the backup catalog %s has no backup %s any more", piece.Path, piece.Label))
 		return nil
 	}
+	if on := needingProbackup(sets, p.Set.ID, r); len(on) > 0 {
+		return fmt.Errorf("%w: what is built on %s could not be restored without it: %s; delete those first, in this order", ErrSetStays, p.Set.ID, firstFew(on))
+	}
 	p.Probackup = append(p.Probackup, r)
-	p.Warnings = append(p.Warnings, needingProbackup(sets, p.Set.ID, r)...)
 	return nil
 }

@@ -83,6 +83,7 @@ func (p *DeletePlan) planSnapshot(ctx context.Context, piece catalog.Piece) erro
 	return nil
 }
 
+// removeSnapshots removes snapshots, those that do not carry the set's tags excepted.
 func (a *App) removeSnapshots(ctx context.Context, set *catalog.Set, snapshots []SnapshotRemoval) error {
 	for _, s := range snapshots {
 		client, err := a.rdsClient(s.Region)
@@ -90,7 +91,12 @@ func (a *App) removeSnapshots(ctx context.Context, set *catalog.Set, snapshots [
 			return err
 		}
 		a.step("delete", "rds-snapshot", s.Snapshot)
-		if err := client.DeleteSnapshot(ctx, s.Snapshot, set.ID, set.Run); err != nil && !errors.Is(err, rds.ErrNotFound) {
+		err = client.DeleteSnapshot(ctx, s.Snapshot, set.ID, set.Run)
+		if errors.Is(err, rds.ErrNotOurs) { // somebody has replaced it
+			a.warn("%v", err)
+			continue
+		}
+		if err != nil && !errors.Is(err, rds.ErrNotFound) {
 			return fmt.Errorf("cluster %s: %w", s.Stanza, err)
 		}
 	}

@@ -1,6 +1,7 @@
 package action
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -56,6 +57,7 @@ type RestorePlan struct {
 	appSums inspected
 	busSums inspected
 	outline *storage.Mem // of the repository inside the tarball
+	dir     string       // repository here that the set's PostgreSQL backup is in, where that is not the configured one
 	fetched bool         // the set's PostgreSQL backup is known to be on external storage
 }
 
@@ -317,7 +319,9 @@ func (p *RestorePlan) matchCatalogue(ctx context.Context) {
 		p.Notes = append(p.Notes, "the catalogue of this instance does not know the set: it was made elsewhere")
 		return
 	}
-	if known.State != catalog.Complete {
+	if known.Removal != nil { // the run was good, and the pieces are looked at
+		p.Notes = append(p.Notes, fmt.Sprintf("the set is being removed here since %s (%s)", known.Removal.At.UTC().Format(time.RFC3339), known.Removal.Reason))
+	} else if known.State != catalog.Complete {
 		p.missing("the catalogue says that set %s is %s: %s", known.ID, known.State, known.Error)
 	}
 	if f, g := filesOf(known), filesOf(p.Set); f != nil && g != nil && f.IndexSHA256 != g.IndexSHA256 {
@@ -419,7 +423,7 @@ func (p *RestorePlan) checkRepository(ctx context.Context, st storage.Storage, c
 	if err != nil {
 		return err
 	}
-	plan, err := s.PlanRestore(ctx, p.a.engineRestore(c, point, p.Set, p.Until, p.a.o.RepoDir, true))
+	plan, err := s.PlanRestore(ctx, p.a.engineRestore(c, point, p.Set, p.Until, cmp.Or(p.dir, p.a.o.RepoDir), true))
 	if err != nil {
 		return err
 	}
@@ -462,10 +466,14 @@ func (p *RestorePlan) checkArchive(ctx context.Context, c Cluster) error {
 	if err := p.a.checkTool(c); err != nil {
 		return err
 	}
-	if err := p.a.checkReach(ctx, c, p.a.o.TempDir); err != nil {
+	dirs := []string{p.a.o.TempDir}
+	if p.dir != "" {
+		dirs = append(dirs, p.dir)
+	}
+	if err := p.a.checkReach(ctx, c, dirs...); err != nil {
 		return err
 	}
-	if p.Set.Mode == catalog.Apart && !p.fromStore() && !p.byProbackup() { // it is the one that the backup is in
+	if p.Set.Mode == catalog.Apart && !p.fromStore() && !p.byProbackup() && p.dir == "" { // it is the one that the backup is in
 		return nil
 	}
 	st, err := p.a.repository()

@@ -1,6 +1,7 @@
 package action
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -351,7 +352,7 @@ func reachedPoint(dataDir string, from uint32) (PostgresProof, error) {
 
 // openStagedRepo returns the function that stores the tarball's repository members, and sets repoDir.
 func (r *restoreRun) openStagedRepo() (func(context.Context, string, io.Reader) error, error) {
-	r.repoDir = r.a.o.RepoDir
+	r.repoDir = cmp.Or(r.dir, r.a.o.RepoDir)
 	if r.Set.Mode == catalog.Apart {
 		return func(context.Context, string, io.Reader) error {
 			return errors.New("a repository inside the tarball of a set that keeps it apart")

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 
 	"holdfast/internal/catalog"
 	"holdfast/internal/engine"
@@ -35,11 +37,46 @@ func (p *RestorePlan) findSource(ctx context.Context) {
 			return
 		}
 	}
+	p.findRepository(ctx, known)
+}
+
+// findRepository finds the repository here that has the set's backup where the parameters name another by now: they changed, or the
+// mode did.
+func (p *RestorePlan) findRepository(ctx context.Context, known *catalog.Set) {
+	has := func(dir string, piece catalog.Piece) bool {
+		if _, err := os.Stat(dir); err != nil {
+			return false
+		}
+		st, err := p.a.o.OpenRepo(dir)
+		if err != nil {
+			return false
+		}
+		s, err := p.a.stanza(piece.Stanza, st)
+		if err != nil {
+			return false
+		}
+		labels, err := s.Labels(ctx)
+		return err == nil && slices.Contains(labels, repo.Label(piece.Label))
+	}
+	for _, piece := range known.Pieces {
+		if piece.Kind != catalog.Postgres || piece.OnRDS() || piece.Tool != "" || piece.Path == p.a.o.RepoDir {
+			continue
+		}
+		if !has(p.a.o.RepoDir, piece) && has(piece.Path, piece) {
+			p.dir = piece.Path
+			p.Notes = append(p.Notes, fmt.Sprintf("the set's PostgreSQL backup is in %s, where it was made, not in %s: it is restored from there", piece.Path, p.a.o.RepoDir))
+		}
+		return
+	}
 }
 
 // source opens the repository that PostgreSQL is restored from, apart from the tarball, and names it.
 func (p *RestorePlan) source() (st storage.Storage, name string, err error) {
 	if !p.fromStore() {
+		if p.dir != "" {
+			st, err = p.a.o.OpenRepo(p.dir)
+			return st, p.dir, wrap(err, "repository %s", p.dir)
+		}
 		st, err = p.a.repository()
 		return st, p.a.o.RepoDir, err
 	}

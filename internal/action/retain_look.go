@@ -175,12 +175,28 @@ func (l *look) pieces(s *standing) {
 		case p.OnRDS(): // where it belongs; removing it asks whether it is the set's
 		case p.Tool == catalog.Probackup:
 			s.tool = p.Tool
+			if l.goneFromCatalog(p) {
+				s.away, s.missing = true, append(s.missing, "backup "+p.Label+" of instance "+p.Stanza+" in "+p.Path)
+			}
 		case p.Kind == catalog.Postgres && l.inStore(p.Path):
 			s.away = true
 		default:
 			s.strange = fmt.Sprintf("the piece %s %s", p.Kind, p.Path)
 		}
 	}
+}
+
+// goneFromCatalog says whether a backup of pg_probackup surely is neither in the catalog that it was made in nor in the one of now,
+// from which a restore takes it. What can't be asked may be there: only PostgreSQL's user gets into a catalog.
+func (l *look) goneFromCatalog(p catalog.Piece) bool {
+	dirs := []string{p.Path}
+	if l.o.Probackup != nil {
+		dirs = append(dirs, l.o.Probackup.ApartDir)
+	}
+	return !slices.ContainsFunc(dirs, func(dir string) bool {
+		_, err := os.Stat(filepath.Join(dir, "backups", p.Stanza, p.Label, "backup.control"))
+		return !errors.Is(err, fs.ErrNotExist)
+	})
 }
 
 // built notes what the backup of a set is built on, and a backup of no set that is built on it.

@@ -88,7 +88,7 @@ func (r RetentionRule) choose(sets []standing, now time.Time) []choice {
 		if s.set.Removal == nil && s.unknown != nil {
 			out[i].keep("it can't be told what of it is here: " + s.unknown.Error())
 		}
-		if s.tool != "" && s.set.Removal == nil {
+		if s.tool != "" { // also when its removal was begun: without the entry nobody would know whose the backup is
 			out[i].keep("its PostgreSQL backup is " + s.tool + "'s, which the retention leaves alone: holdfast sets delete " + s.set.ID)
 		}
 		if s.set.Removal == nil && s.strange != "" {

@@ -24,7 +24,8 @@ type StoreExpiry struct {
 	WAL     []*engine.WALPlan `json:"wal,omitempty"` // between pinned sets and the others
 
 	a     *App
-	due   map[string][]repo.Label // by stanza, newest first
+	due   map[string][]repo.Label // by stanza: each with all that is built on it
+	gone  map[string][]repo.Label // by stanza: due and what is built on them
 	there storage.Storage
 	sets  storage.Storage
 }
@@ -35,7 +36,7 @@ func (e *StoreExpiry) lines() []string { return append(slices.Clone(e.Backups), 
 // planExpiry works out what the retention removes. sets are those of the catalogue: what they name stays. repository and tarballs say
 // which of the two places are looked at.
 func (a *App) planExpiry(ctx context.Context, sets []*catalog.Set, repository, tarballs bool) (*StoreExpiry, error) {
-	e := &StoreExpiry{Store: a.o.Store.Name, Sets: []string{}, Backups: []string{}, a: a, due: map[string][]repo.Label{}}
+	e := &StoreExpiry{Store: a.o.Store.Name, Sets: []string{}, Backups: []string{}, a: a, due: map[string][]repo.Label{}, gone: map[string][]repo.Label{}}
 	if a.o.Store.KeepSets == 0 {
 		return e, nil
 	}
@@ -100,7 +101,11 @@ func (e *StoreExpiry) planStanza(ctx context.Context, stanza string, keep map[re
 	}
 	for i := range info.Backup {
 		b := &info.Backup[i]
-		if stays[b.Label] || b.Prior != nil && !stays[*b.Prior] { // goes with its prior
+		if stays[b.Label] {
+			continue
+		}
+		e.gone[stanza] = append(e.gone[stanza], repo.Label(b.Label))
+		if b.Prior != nil && !stays[*b.Prior] { // goes with its prior
 			continue
 		}
 		e.due[stanza] = append(e.due[stanza], repo.Label(b.Label))
@@ -291,7 +296,7 @@ func (p *RetentionPlan) planStore(ctx context.Context) (*StoreExpiry, error) {
 		if len(until) == 0 {
 			continue
 		}
-		w, err := h.s.PlanWAL(ctx, until, e.due[stanza]...)
+		w, err := h.s.PlanWAL(ctx, until, e.gone[stanza]...)
 		if err != nil {
 			return nil, err
 		}

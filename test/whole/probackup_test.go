@@ -190,15 +190,18 @@ func TestProbackupIncremental(t *testing.T) {
 				restore(t, w, made[i].ID)
 				same(t, fmt.Sprintf("set %d", i), want[i], prove(t, w))
 			}
-			got := ok(t, w, "holdfast", "sets", "delete", made[0].ID, "--dry-run")
-			if apart != strings.Contains(got, "set "+made[2].ID+" needs the backup too") {
-				t.Errorf("the plan of deleting:\n%s", got)
+			if apart { // pg_probackup would remove with a backup all that is built on it
+				ok(t, w, "holdfast", "sets", "pin", made[2].ID, "--reason", "it is needed")
+				for _, how := range []string{"--dry-run", "--yes"} {
+					fails(t, w, 5, made[2].ID+", "+made[1].ID, "holdfast", "sets", "delete", made[0].ID, how)
+				}
+				ok(t, w, "holdfast", "sets", "verify", made[2].ID)
+				ok(t, w, "holdfast", "sets", "unpin", made[2].ID)
+				ok(t, w, "holdfast", "sets", "delete", made[2].ID, "--yes")
+				ok(t, w, "holdfast", "sets", "delete", made[1].ID, "--yes")
 			}
 			ok(t, w, "holdfast", "sets", "delete", made[0].ID, "--yes")
 			ok(t, w, "holdfast", "sets", "verify", made[3].ID)
-			if apart {
-				fails(t, w, 6, "finding", "holdfast", "sets", "verify", made[2].ID)
-			}
 			restore(t, w, made[3].ID)
 			same(t, "the last set", want[3], prove(t, w))
 		})
@@ -514,4 +517,27 @@ func TestProbackupRefuses(t *testing.T) {
 	if _, err := os.Stat(foreign); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestProbackupAlone: an instance that never had pgBackRest's repository is backed up, and its preflight finds nothing to complain of.
+func TestProbackupAlone(t *testing.T) {
+	w := newWorld(t, true)
+	install(t, w)
+	must(t, w.Exec(t.Context(), "alter system set archive_command = ''"), w.Exec(t.Context(), "select pg_reload_conf()"))
+	for range 100 {
+		if now, err := w.Text(t.Context(), "show archive_command"); err == nil && !strings.Contains(now, "archive-push") {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	must(t, os.RemoveAll(w.Repo))
+	ok(t, w, "alation_action", "enable_backupv2")
+	if got := ok(t, w, "alation_action", "backup_all", "--dry-run"); strings.Contains(got, "stanza") || strings.Contains(got, w.Repo) {
+		t.Errorf("the plan:\n%s", got)
+	}
+	s := backup(t, w)
+	if found := ok(t, w, "holdfast", "doctor"); strings.Contains(found, w.Repo+":") || strings.Contains(found, "not what the parameters give") {
+		t.Errorf("doctor:\n%s", found)
+	}
+	ok(t, w, "holdfast", "sets", "verify", s.ID)
 }
