@@ -252,7 +252,7 @@ func (w *World) StartServer(ctx context.Context) error {
 	return nil
 }
 
-func (w *World) serverLog() string { return filepath.Join(filepath.Dir(w.Data), "start.log") }
+func (w *World) serverLog() string { return filepath.Join(w.Sock, fmt.Sprintf("start-%d.log", w.Port)) } // of two clusters in one directory each its own
 
 // LogTail is the end of the server's log, to make the message of an error richer.
 func (w *World) LogTail() string {
