@@ -343,6 +343,7 @@ func TestTwoClustersElsewhere(t *testing.T) {
 	must(t, w.Exec(t.Context(), "insert into ledger values (888888)", "select pg_switch_wal()"))
 	must(t, w.Lineage.Exec(t.Context(), "create table later (n int)", "select pg_switch_wal()")) // PostgreSQL stops at a time only where there is a later commit
 	archived(t, w)
+	archived(t, w.Lineage)
 	ok(t, w, "holdfast", "sets", "copy")
 	must(t, w.Close(t.Context()))
 	n := bareMachine(t, w)
