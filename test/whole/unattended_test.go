@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/eventbus/kafkatest"
@@ -548,4 +549,18 @@ func (u *unattended) fromBucket(s set) {
 	u.check(n, s)
 	u.say("set %s restored on a new instance from the bucket alone", s.ID)
 	tally.Count(u, "restores from external storage alone", 1)
+}
+
+// produceSome sends events of a producer that goes on for long: numbered from first, in both partitions.
+func produceSome(ctx context.Context, w *world.World, first, count int) error {
+	cl, err := w.Kafka()
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	var events []*kgo.Record
+	for i := first; i < first+count; i++ {
+		events = append(events, &kgo.Record{Topic: "events", Partition: int32(i % 2), Key: []byte{byte(i)}, Value: []byte(strings.Repeat("v", i%100))})
+	}
+	return cl.ProduceSync(ctx, events...).FirstErr()
 }

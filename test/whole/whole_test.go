@@ -160,20 +160,6 @@ func produce(t *testing.T, w *world.World, from, to int) {
 	}
 }
 
-// produceSome sends events of a producer that goes on for long: numbered from first, in both partitions.
-func produceSome(ctx context.Context, w *world.World, first, count int) error {
-	cl, err := w.Kafka()
-	if err != nil {
-		return err
-	}
-	defer cl.Close()
-	var events []*kgo.Record
-	for i := first; i < first+count; i++ {
-		events = append(events, &kgo.Record{Topic: "events", Partition: int32(i % 2), Key: []byte{byte(i)}, Value: []byte(strings.Repeat("v", i%100))})
-	}
-	return cl.ProduceSync(ctx, events...).FirstErr()
-}
-
 func prove(t *testing.T, w *world.World) *world.Proof {
 	t.Helper()
 	p, err := w.Prove(t.Context())
