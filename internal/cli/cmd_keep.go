@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 	"strings"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"holdfast/internal/action"
 	"holdfast/internal/engine"
 )
 
@@ -27,30 +29,11 @@ a pin (holdfast sets pin) nor a set that is built on it keeps it.`,
 			if err != nil {
 				return err
 			}
-			if r.f.json && r.f.dryRun {
-				return r.env.printJSON(plan)
-			}
-			out := r.env
-			if r.f.json {
-				out = r.env.onStderr()
-			}
-			if !r.f.json || !r.f.yes {
-				if err := out.printRetentionPlan(plan); err != nil {
-					return err
-				}
-			}
-			if r.f.dryRun {
-				return nil
-			}
-			if !plan.Empty() && !r.f.yes {
-				if err := r.env.confirm(cmd.Context(), "Type YES to remove", "YES"); err != nil {
-					return err
-				}
-			}
-			res, err := plan.Run(cmd.Context())
-			l.done()
-			w.log.ended("sets expire", err)
-			if err != nil {
+			var res *action.RetentionResult
+			done, err := r.carryOut(cmd.Context(), w, l, removal{verb: "sets expire", question: "Type YES to remove", plan: plan, nothing: plan.Empty(),
+				show: func(out *Env) error { return out.printRetentionPlan(plan) },
+				run:  func(ctx context.Context) (err error) { res, err = plan.Run(ctx); return err }})
+			if !done || err != nil {
 				return err
 			}
 			if r.f.json {
@@ -58,8 +41,7 @@ a pin (holdfast sets pin) nor a set that is built on it keeps it.`,
 			}
 			return r.env.printRetained(res)
 		}}
-	c.Flags().BoolVar(&r.f.dryRun, "dry-run", false, "show what would go, remove nothing")
-	c.Flags().BoolVar(&r.f.yes, "yes", false, "do not ask")
+	r.removalFlags(c)
 	return c
 }
 
@@ -82,6 +64,7 @@ A set that is pinned already gets the new reason and end.`,
 			if err != nil {
 				return err
 			}
+			w.log.began("sets pin " + args[0])
 			s, err := w.app.PinSet(cmd.Context(), args[0], reason, end)
 			l.done()
 			w.log.ended("sets pin "+args[0], err)
@@ -106,6 +89,7 @@ func (r *root) setsUnpin() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			w.log.began("sets unpin " + args[0])
 			s, err := w.app.UnpinSet(cmd.Context(), args[0])
 			l.done()
 			w.log.ended("sets unpin "+args[0], err)

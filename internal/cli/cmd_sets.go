@@ -254,29 +254,9 @@ func (r *root) setsDelete() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if r.f.json && r.f.dryRun {
-				return r.env.printJSON(plan)
-			}
-			out := r.env
-			if r.f.json {
-				out = r.env.onStderr()
-			}
-			if !r.f.json || !r.f.yes {
-				if err := out.printDeletePlan(plan); err != nil {
-					return err
-				}
-			}
-			if r.f.dryRun {
-				return nil
-			}
-			if !r.f.yes {
-				if err := r.env.confirm(cmd.Context(), "Type YES to delete", "YES"); err != nil {
-					return err
-				}
-			}
-			err = plan.Run(cmd.Context())
-			l.done()
-			if err != nil {
+			done, err := r.carryOut(cmd.Context(), w, l, removal{verb: "sets delete " + args[0], question: "Type YES to delete", plan: plan,
+				show: func(out *Env) error { return out.printDeletePlan(plan) }, run: plan.Run})
+			if !done || err != nil {
 				return err
 			}
 			if r.f.json {
@@ -285,8 +265,7 @@ func (r *root) setsDelete() *cobra.Command {
 			_, err = fmt.Fprintf(r.env.Stdout, "set %s is deleted\n", args[0])
 			return err
 		}}
-	c.Flags().BoolVar(&r.f.dryRun, "dry-run", false, "show what would go, delete nothing")
-	c.Flags().BoolVar(&r.f.yes, "yes", false, "do not ask")
+	r.removalFlags(c)
 	c.Flags().BoolVar(&last, "last", false, "permit deleting the last set that can be restored")
 	return c
 }

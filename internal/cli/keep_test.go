@@ -40,6 +40,9 @@ func TestKeep(t *testing.T) {
 	r.run("holdfast", "sets", "expire", "--yes", "--json").has(t, exitOK, `"removed"`, ids[0])
 	r.run("holdfast", "sets", "expire").has(t, exitOK, "0B freed here") // nothing to ask
 	r.run("holdfast", "sets", "delete", ids[3], "--yes").has(t, exitRefused, "the last one", "--last")
+	r.run("holdfast", "sets", "delete", ids[3], "--yes", "--last").has(t, exitOK, "set "+ids[3]+" is deleted")
+	// Whoever misses a set finds who removed it.
+	r.run("holdfast", "logs", "last").has(t, exitOK, "sets expire: began", "sets expire: ended", "sets pin "+ids[0]+": began", "sets unpin "+ids[0]+": began", "sets delete "+ids[3]+": began", "sets delete "+ids[3]+": ended")
 }
 
 // TestParseUntil: ends of pins.
