@@ -175,6 +175,30 @@ func TestUnknownMembersAreKept(t *testing.T) {
 	}
 }
 
+// TestListIsInTheOrderOfTime: a run may have taken a minute before that of an earlier one, which had passed over its own.
+func TestListIsInTheOrderOfTime(t *testing.T) {
+	ctx, c := t.Context(), NewStore(storage.NewMem(time.Now))
+	want := []string{"202611231203_10-0-0-1", "202611231201_10-0-0-1", "202611231202_10-0-0-1"}
+	for i, id := range want {
+		s := full(id)
+		s.Began = noon.Add(time.Duration(i) * time.Second)
+		if err := c.Put(ctx, s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sets, damaged, err := c.List(ctx)
+	if err != nil || len(damaged) > 0 {
+		t.Fatal(damaged, err)
+	}
+	var got []string
+	for _, s := range sets {
+		got = append(got, s.ID)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("want %v\n got %v", want, got)
+	}
+}
+
 func TestCheckID(t *testing.T) {
 	for id, ok := range map[string]bool{
 		"202611231200_10-0-0-147420": true, "202611231200_10": true, "202611231200_a-B-9": true,

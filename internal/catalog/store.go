@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -55,7 +56,8 @@ func (c *Store) Get(ctx context.Context, id string) (*Set, error) {
 	return s, nil
 }
 
-// List reads every set, oldest first. A document that can't be read is named in damaged and the rest is still listed.
+// List reads every set, the one that began first first: identifiers are no order, since a run whose minute is taken passes over it
+// and a later one may take a minute that has become free. A document that can't be read is named in damaged and the rest is still listed.
 func (c *Store) List(ctx context.Context) (sets []*Set, damaged []error, err error) {
 	for info, err := range c.st.List(ctx, "", storage.ListOptions{}) {
 		if err != nil {
@@ -75,7 +77,7 @@ func (c *Store) List(ctx context.Context) (sets []*Set, damaged []error, err err
 		}
 		sets = append(sets, s)
 	}
-	slices.SortFunc(sets, func(a, b *Set) int { return strings.Compare(a.ID, b.ID) })
+	slices.SortFunc(sets, func(a, b *Set) int { return cmp.Or(a.Began.Compare(b.Began), strings.Compare(a.ID, b.ID)) })
 	return sets, damaged, nil
 }
 

@@ -366,6 +366,7 @@ func TestOffline(t *testing.T) {
 // by one second at most, would refuse the next one.
 func TestLabelsKeepUp(t *testing.T) {
 	r := newRig(t, 15)
+	r.clock = time.Now
 	m := storage.NewMem(nil)
 	must(t, r.create(t.Context(), m))
 	for i, typ := range []repo.BackupType{repo.Full, repo.Incr, repo.Incr, repo.Diff} {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -57,6 +58,8 @@ type rig struct {
 
 	archiving func(file string) error // archive_command, when it is not Push
 
+	clock    func() time.Time // nil: see stanzaAt
+	looks    atomic.Int64     // at the clock
 	mu       sync.Mutex
 	warnings []string
 }
@@ -72,9 +75,16 @@ func newRig(t testing.TB, version pg.Version) *rig {
 // stanza opens "demo" on st.
 func (r *rig) stanza(st storage.Storage) *engine.Stanza { return r.stanzaAt(st, nil) }
 
-// stanzaAt opens it with a clock; nil: time.Now.
+// stanzaAt opens it with a clock; nil: the rig's, and if it has none one that is a second later whenever it is looked at, so that a backup finds the second of its
+// label over when it has ended, and need not wait for it.
 func (r *rig) stanzaAt(st storage.Storage, now func() time.Time) *engine.Stanza {
 	r.t.Helper()
+	if now == nil {
+		now = r.clock
+	}
+	if now == nil {
+		now = func() time.Time { return time.Now().Add(time.Duration(r.looks.Add(1)) * time.Second) }
+	}
 	s, err := engine.New(engine.Options{Stanza: "demo", Storage: st, Pass: r.pass, Local: time.UTC, Now: now, Events: func(e engine.Event) {
 		if w, ok := e.(engine.Warning); ok {
 			r.mu.Lock()

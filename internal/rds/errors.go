@@ -47,11 +47,15 @@ func code(err error) string {
 	return ""
 }
 
-// fail makes err the operator's. The end of a context stays what it is.
-func (c *Client) fail(op string, err error) error {
+// fail makes err the operator's. Cancelled stays what it is; the end of ctx's time in the middle of a request is told as that, not
+// as a service that does not answer.
+func (c *Client) fail(ctx context.Context, op string, err error) error {
 	var done *Error
 	if err == nil || errors.As(err, &done) || errors.Is(err, context.Canceled) {
 		return err
+	}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) && errors.Is(err, context.DeadlineExceeded) {
+		return c.ended(op, ctx.Err(), ErrUnavailable)
 	}
 	e := &Error{Op: op, Code: code(err)}
 	switch e.Code {

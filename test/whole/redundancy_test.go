@@ -313,7 +313,7 @@ func TestPostScript(t *testing.T) {
 // TestRedundancyHere: on the same instance, its repository lost, a set comes back from the external storage as it was at a moment
 // after it; and the external storage keeps what the retention and the catalogue want, and no more.
 func TestRedundancyHere(t *testing.T) {
-	w := newWorld(t, true, append([]string{"alation.backup_v2.retention.sets", "-s", "1"}, storeConf...)...)
+	w := newWorld(t, true, storeConf...)
 	first, second := backup(t, w), backup(t, w)
 	labels := func() (out []string) {
 		dirs, err := filepath.Glob(filepath.Join(far(w), "holdfast/pgbackrest/backup", world.Stanza, "*F"))
@@ -328,7 +328,18 @@ func TestRedundancyHere(t *testing.T) {
 	if len(labels()) != 2 || len(stored()) != 2 {
 		t.Errorf("there are %v and %v", labels(), stored())
 	}
+	only := func(s set, after string) {
+		t.Helper()
+		if len(labels()) != 1 || len(stored()) != 1 || !strings.Contains(stored()[0], s.ID) {
+			t.Errorf("after %s there are %v and %v", after, labels(), stored())
+		}
+	}
+	ok(t, w, "alation_conf", "alation.backup_v2.retention.sets", "-s", "1")
 	ok(t, w, "holdfast", "sets", "delete", first.ID, "--yes")
+	ok(t, w, "holdfast", "sets", "copy")
+	only(second, "the deletion of "+first.ID)
+	second = backup(t, w) // a run ends with the retention, here and there
+	only(second, "a run that leaves one set")
 	must(t, w.Exec(t.Context(), "insert into ledger values (77)"))
 	time.Sleep(20 * time.Millisecond)
 	at := time.Now().UTC().Format("2006-01-02 15:04:05.999999+00")
@@ -336,9 +347,6 @@ func TestRedundancyHere(t *testing.T) {
 	must(t, w.Exec(t.Context(), "insert into ledger values (78)", "select pg_switch_wal()"))
 	archived(t, w)
 	ok(t, w, "holdfast", "sets", "copy")
-	if len(labels()) != 1 || len(stored()) != 1 || !strings.Contains(stored()[0], second.ID) {
-		t.Errorf("after the deletion of %s there are %v and %v", first.ID, labels(), stored())
-	}
 	must(t, os.RemoveAll(w.Repo))
 	out, err := w.As(t.Context(), "holdfast", "", "restore", "--set", second.ID, "--until", at, "--yes")
 	if err == nil || !strings.Contains(out.Stdout+out.Stderr, "alation_conf pgsql.pgbackrest.restore.source -s s3") {
