@@ -615,7 +615,7 @@ func (r *run) publish(ctx context.Context, busOut *outFile) error {
 			}
 		}
 	}
-	r.set.State = catalog.Complete
+	r.set.State, r.set.Unsettled = catalog.Complete, r.o.Kit != nil || r.o.PostScript != nil
 	r.set.Ended = r.o.Now().UTC()
 	r.step("backup_all", "catalogue", r.set.ID)
 	if err := r.o.Catalog.Put(ctx, r.set); err != nil {
@@ -658,7 +658,8 @@ func (r *run) trimStaging(ctx context.Context) error {
 }
 
 // settleUnfinished looks at sets that a dead run left: "publishing" ones get their final names, "running" ones are failed.
-// Hidden tarballs that belong to no publishing set are removed. It returns the sets that it completed.
+// Hidden tarballs that belong to no publishing set are removed. It returns the sets that it completed, and those that were complete
+// when the run died, without what comes after.
 func (a *App) settleUnfinished(ctx context.Context) (completed []*catalog.Set, err error) {
 	sets, damaged, err := a.o.Catalog.List(ctx)
 	if err != nil {
@@ -678,6 +679,11 @@ func (a *App) settleUnfinished(ctx context.Context) (completed []*catalog.Set, e
 			if s.State == catalog.Complete {
 				completed = append(completed, s)
 			}
+		case catalog.Complete:
+			if s.Unsettled && s.Removal == nil {
+				completed = append(completed, s)
+			}
+			continue
 		default:
 			continue
 		}
@@ -721,7 +727,7 @@ func (a *App) clearAway(ctx context.Context) ([]*catalog.Set, error) {
 }
 
 func (a *App) finishPublishing(s *catalog.Set) error {
-	s.State = catalog.Complete
+	s.State, s.Unsettled = catalog.Complete, true
 	if s.Ended.IsZero() {
 		s.Ended = a.o.Now().UTC()
 	}
@@ -735,7 +741,7 @@ func (a *App) finishPublishing(s *catalog.Set) error {
 		hidden := hiddenName(p.Path)
 		info, err := os.Stat(hidden)
 		if err != nil || info.Size() != p.Size {
-			s.State, s.Error = catalog.Failed, "the run was interrupted while its tarballs got their names, and "+filepath.Base(p.Path)+" is gone"
+			s.State, s.Unsettled, s.Error = catalog.Failed, false, "the run was interrupted while its tarballs got their names, and "+filepath.Base(p.Path)+" is gone"
 			return nil
 		}
 		if err := durable.Rename(hidden, p.Path); err != nil {

@@ -72,10 +72,21 @@ func (a *App) CopySets(ctx context.Context) (*CopyReport, error) {
 }
 
 // afterwards is what a run does when its set is complete: the recovery kit; tarballs to the external storage, before the program that may take them
-// away gets them; that program, also for sets of dead runs that this one completed; PostgreSQL to the external storage; the retention.
-// None of it makes the run fail. Only an interrupted run is an error, with the set complete all the same.
+// away gets them; that program; PostgreSQL to the external storage; the retention. Kit and program are also for the sets of dead runs
+// that did not come to it. None of it makes the run fail. Only an interrupted run is an error, with the set complete all the same.
 func (a *App) afterwards(ctx context.Context, set *catalog.Set, settled []*catalog.Set) error {
-	a.writeKit(ctx, set)
+	kept := context.WithoutCancel(ctx) // what happened is recorded although the run's time may be over
+	for _, s := range append(settled[:len(settled):len(settled)], set) {
+		if s.Kit != nil || a.o.Kit == nil {
+			continue
+		}
+		a.writeKit(ctx, s)
+		if s.Kit != nil {
+			if err := a.o.Catalog.Put(kept, s); err != nil {
+				a.warn("%v", err)
+			}
+		}
+	}
 	var c *copyOut
 	if o := a.o.Store; o != nil && (o.Postgres || o.Tarballs) {
 		var err error
@@ -87,7 +98,6 @@ func (a *App) afterwards(ctx context.Context, set *catalog.Set, settled []*catal
 			c.tarballs(ctx)
 		}
 	}
-	kept := context.WithoutCancel(ctx) // what happened is recorded although the run's time may be over
 	for _, s := range append(settled, set) {
 		if c != nil {
 			if i := slices.IndexFunc(c.sets, func(o *catalog.Set) bool { return o.ID == s.ID }); i >= 0 {
@@ -95,6 +105,7 @@ func (a *App) afterwards(ctx context.Context, set *catalog.Set, settled []*catal
 			}
 		}
 		a.postScript(ctx, s)
+		s.Unsettled = ctx.Err() != nil // then the next run does it
 		if err := a.o.Catalog.Put(kept, s); err != nil {
 			a.warn("%v", err)
 		}

@@ -329,7 +329,7 @@ func (a *App) fetchSet(ctx context.Context, s *StoreOptions, id string) (*catalo
 		return nil, err
 	}
 	set.Pin = &catalog.Pin{Reason: "fetched from " + s.Name, At: a.o.Now().UTC(), Until: a.o.Now().UTC().Add(fetchedPin)}
-	set.Removal, set.Retention = nil, nil
+	set.Removal, set.Retention, set.Unsettled = nil, nil, false
 	set.Copy = &catalog.Copy{Store: s.Name, At: a.o.Now().UTC(), Postgres: set.Mode == catalog.Apart && len(set.Local()) > 0 && toolOf(set) == "", Tarballs: true}
 	return set, a.o.Catalog.Put(ctx, set)
 }

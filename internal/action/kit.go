@@ -51,8 +51,14 @@ func (a *App) makeKit(ctx context.Context, set *catalog.Set) error {
 		return err
 	}
 	name := set.ID + kitSuffix
-	if err := os.Remove(hiddenName(filepath.Join(a.o.DumpDir, name))); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	leftovers := []string{hiddenName(filepath.Join(a.o.DumpDir, name))}
+	if set.Unsettled { // one that the entry does not know is of the run that died before it could enter it
+		leftovers = append(leftovers, filepath.Join(a.o.DumpDir, name))
+	}
+	for _, left := range leftovers {
+		if err := os.Remove(left); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	out, err := a.createOut(name)
 	if err != nil {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -36,6 +38,10 @@ func (a *App) postScript(ctx context.Context, s *catalog.Set) {
 	if o == nil {
 		return
 	}
+	if s.Unsettled && a.relocated(s) {
+		a.warn("the tarballs of set %s are not where the run that died wrote them: %s is not run for them again", s.ID, o.Path)
+		return
+	}
 	a.step("backup_all", "post-script", o.Path)
 	s.PostScript = &catalog.PostScript{Program: o.Path, Ran: catalog.Interval{From: a.o.Now().UTC()}, Code: -1}
 	err := a.runPostScript(ctx, s)
@@ -50,6 +56,18 @@ func (a *App) postScript(ctx context.Context, s *catalog.Set) {
 		s.PostScript.Error = err.Error()
 		a.warn("%s, the program of alation.backup.post_script.path: %v; the set is complete, its tarballs may not be where that program was to bring them", o.Path, err)
 	}
+}
+
+// relocated says whether none of a set's tarballs is where it was made.
+func (a *App) relocated(s *catalog.Set) bool {
+	for _, kind := range []catalog.Kind{catalog.Application, catalog.EventBus} {
+		if p := s.Piece(kind); p != nil {
+			if _, err := os.Lstat(p.Path); !errors.Is(err, fs.ErrNotExist) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 func (a *App) runPostScript(ctx context.Context, s *catalog.Set) error {

@@ -47,6 +47,7 @@ func full(id string) *Set {
 		PostScript: &PostScript{Program: "/p", Ran: interval, Code: 1, Error: "e"},
 		Pin:        &Pin{Reason: "audit", At: noon, Until: noon.Add(time.Hour)},
 		Removal:    &Removal{Reason: "old", At: noon},
+		Unsettled:  true,
 		Retention:  &Retention{At: noon, Removed: []string{"202611221200_10-0-0-1"}, Bytes: 7, Error: "e"},
 		Warnings:   []string{"w"}, Verdicts: []Verdict{{At: noon, Check: "verify", OK: true, Findings: []string{"f"}}},
 	}

@@ -253,6 +253,9 @@ type Set struct {
 	Warnings   []string  `json:"warnings,omitempty"`
 	Verdicts   []Verdict `json:"verdicts,omitempty"`
 
+	// Unsettled: its recovery kit and the program that may relocate its tarballs are still to come. The run that made it goes on, or
+	// has died; then the next one does it.
+	Unsettled  bool        `json:"unsettled,omitempty"`
 	Kit        *Kit        `json:"recovery_kit,omitempty"` // nil: none is configured, or it could not be written
 	Copy       *Copy       `json:"copy,omitempty"`         // nil: nothing was to be copied
 	PostScript *PostScript `json:"post_script,omitempty"`

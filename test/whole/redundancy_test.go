@@ -3,12 +3,16 @@ package whole
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"filippo.io/age"
 
 	"holdfast/test/tally"
 	"holdfast/test/world"
@@ -308,6 +312,64 @@ func TestPostScript(t *testing.T) {
 			t.Errorf("%s is %s", x.ID, x.State)
 		}
 	}
+}
+
+// TestKilledAfterComplete: a run that dies when its set is complete leaves the recovery kit and the program that relocates the tarballs
+// to the next run. Tarballs that the program had already taken away are not offered to it again.
+func TestKilledAfterComplete(t *testing.T) {
+	id, err := age.GenerateX25519Identity()
+	must(t, err)
+	w := newWorld(t, true, "alation.backup.recovery_kit.recipient", "-s", id.Recipient().String(), "alation.backup.post_script.path", "-s", "/relocate")
+	program, calls := filepath.Join(w.Root, "relocate"), filepath.Join(w.Root, "calls")
+	script := func(text string) {
+		t.Helper()
+		must(t, os.WriteFile(program, []byte("#!/bin/sh\necho $HOLDFAST_SET $HOLDFAST_RECOVERY_KIT >>"+calls+"\n"+text), 0o755))
+	}
+	called := func(s set) (n int) {
+		t.Helper()
+		b, err := os.ReadFile(calls)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		return strings.Count(string(b), s.ID+" "+filepath.Join(w.Dump, s.ID+"_recovery_kit.age"))
+	}
+	for step, c := range map[string]struct {
+		script string
+		calls  int
+	}{
+		"backup_all:catalogue":    {"", 1},
+		"backup_all:recovery-kit": {"", 1},
+		"backup_all:post-script":  {"", 1},
+		"before it moves":         {"kill -9 $PPID\n", 2},
+		"after it has moved":      {"mkdir -p $HOLDFAST_ROOT/moved && mv \"$1\" \"$2\" $HOLDFAST_ROOT/moved/ && kill -9 $PPID\n", 1},
+	} {
+		script(c.script)
+		killAt(t, w, step, "holdfast", "backup_all") // a step that there is not: it is killed by the program
+		script("")
+		all := sets(t, w)
+		s := all[len(all)-1]
+		if now := called(s); now != 0 && c.script == "" || now != 1 && c.script != "" {
+			t.Fatalf("killed at %s: the program was called %d times", step, now)
+		}
+		next := backup(t, w)
+		if now := called(s); now != c.calls || called(next) != 1 {
+			t.Errorf("killed at %s: the program was called %d times for that set, want %d, and %d times for the next one", step, now, c.calls, called(next))
+		}
+		if !exists(filepath.Join(w.Dump, s.ID+"_recovery_kit.age")) {
+			t.Errorf("killed at %s: the set has no recovery kit", step)
+		}
+		for _, s := range sets(t, w) {
+			if s.State != "complete" {
+				t.Errorf("killed at %s: set %s is %s", step, s.ID, s.State)
+			}
+		}
+		before := called(s)
+		backup(t, w)
+		if now := called(s); now != before {
+			t.Errorf("killed at %s: the second run after it called the program once more", step)
+		}
+	}
+	tally.Count(t, "kills of a run whose set was complete", 5)
 }
 
 // TestRedundancyHere: on the same instance, its repository lost, a set comes back from the external storage as it was at a moment
