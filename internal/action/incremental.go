@@ -51,7 +51,7 @@ func (a *App) chooseType(ctx context.Context, c Cluster, s *engine.Stanza) (type
 	case a.o.Type == repo.Full:
 		return typeChoice{typ: repo.Full, why: "asked for"}, nil
 	case a.o.Type == "" && !o.Enabled:
-		return typeChoice{typ: repo.Full, why: "incremental backups are off (alation.backup_v2.incremental.enabled)"}, nil
+		return typeChoice{typ: repo.Full, why: whyOff + " (alation.backup_v2.incremental.enabled)"}, nil
 	case !a.onDisk():
 		return typeChoice{repo.Full, "incremental backups are off, and then nothing that one could be built on is kept for tarballs (alation.backup_v2.incremental.enabled)", true}, nil
 	}
@@ -75,11 +75,25 @@ func (a *App) chooseType(ctx context.Context, c Cluster, s *engine.Stanza) (type
 	switch {
 	case err != nil:
 		return typeChoice{}, err
+	case why != "" && prior == nil && base.Others == 0 && !a.hadChain(sets, c.Stanza):
+		return typeChoice{repo.Full, fmt.Sprintf("it is the first: %s", why), false}, nil
 	case why != "":
 		return typeChoice{repo.Full, fmt.Sprintf("no %s backup is possible: %s", want.typ, why), true}, nil
 	}
 	want.why = "built on " + string(prior.Label) + ", " + want.why
 	return want, nil
+}
+
+// whyOff begins the reason of a backup that was made while nothing was to be built on it.
+const whyOff = "incremental backups are off"
+
+// hadChain says whether a set was made of which the repository should hold something to build on.
+func (a *App) hadChain(sets []*catalog.Set, stanza string) bool {
+	return slices.ContainsFunc(sets, func(s *catalog.Set) bool {
+		return s.State == catalog.Complete && s.Mode == a.o.Mode && slices.ContainsFunc(s.Backups, func(b catalog.Backup) bool {
+			return b.Stanza == stanza && (s.Mode == catalog.Apart || !strings.HasPrefix(b.Why, whyOff))
+		})
+	})
 }
 
 // due is what the cadence asks for. chain is the newest full backup and what came after it; none: nothing is there. Backups

@@ -249,7 +249,7 @@ func (c *copyOut) prune(ctx context.Context, repository, tarballs bool) {
 		removed, err = e.run(ctx)
 		c.res.Removed = append(c.res.Removed, removed...)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(ctx.Err(), context.Canceled) { // a copy that gives way is no news
 		c.warn("the retention on %s could not be applied: %v", c.store.Name, err)
 	}
 }
