@@ -243,7 +243,10 @@ func (c *backupCopy) layOut(ctx context.Context, old *repo.Manifest) error {
 	slices.Sort(ids)
 	for _, id := range ids {
 		files := bundles[id]
-		slices.SortFunc(files, func(a, b int) int { return cmp.Compare(c.m.Files[a].BundleOffset, c.m.Files[b].BundleOffset) })
+		slices.SortFunc(files, func(a, b int) int { // a file that was emptied while it was copied begins where the next one does
+			x, y := &c.m.Files[a], &c.m.Files[b]
+			return cmp.Or(cmp.Compare(x.BundleOffset, y.BundleOffset), cmp.Compare(x.RepoSize, y.RepoSize))
+		})
 		size, ok := sizes[id]
 		if last := &c.m.Files[files[len(files)-1]]; !ok || size < last.BundleOffset+last.RepoSize {
 			return fmt.Errorf("%w: bundle %d: %d bytes, the manifest says more", ErrCorrupt, id, size)

@@ -82,6 +82,49 @@ func (r *rig) chainOf(st storage.Storage, o engine.BackupOptions) []repo.Label {
 	return labels
 }
 
+// TestCopyEmptiedInBundle: a file that the server truncated to nothing while pgbackrest copied it is in a bundle, with no byte of its
+// own, at the place where the next file begins.
+func TestCopyEmptiedInBundle(t *testing.T) {
+	for _, to := range []repo.Secret{"", "two"} {
+		r, ctx := newRig(t, 15), t.Context()
+		r.pass = ""
+		src, dst := storage.NewMem(nil), storage.NewMem(nil)
+		must(t, r.create(ctx, src))
+		r.touch("base/16384/9999", "", time.Hour)
+		res, err := r.backupWith(ctx, src, src, engine.BackupOptions{Bundle: true, Compress: repo.None})
+		must(t, err)
+		m := r.manifest(src, res.Label)
+		empty := m.File("pg_data/base/16384/9999")
+		for i := range m.Files {
+			if f := &m.Files[i]; f.BundleID != 0 && f.Size > 0 && f.Name < empty.Name {
+				empty.BundleID, empty.BundleOffset = f.BundleID, f.BundleOffset
+				break
+			}
+		}
+		if empty.Size != 0 || empty.BundleID == 0 {
+			t.Fatalf("%+v", empty)
+		}
+		must(t, src.Remove(ctx, repo.ManifestPath("demo", res.Label)))
+		must(t, repo.PublishManifest(ctx, src, "demo", m, ""))
+		must(t, r.verified(src))
+		want, err := r.restored(src, res.Label)
+		must(t, err)
+		_, err = r.copyTo(ctx, r.on(src, ""), r.on(dst, to), engine.CopyOptions{All: true})
+		must(t, err)
+		if w := r.warned(); w != "" {
+			t.Errorf("%s", w)
+		}
+		r.with(to, func() {
+			got, err := r.restored(dst, res.Label)
+			must(t, err)
+			must(t, r.verified(dst))
+			if !maps.Equal(got, want) {
+				t.Error("the copy restores to something else")
+			}
+		})
+	}
+}
+
 // TestCopyCiphers copies chains of every kind between repositories with and without passphrases, throws the source away, and
 // wants the same back from the copy.
 func TestCopyCiphers(t *testing.T) {
