@@ -218,6 +218,9 @@ func (a *App) furtherChecks(probe bool) []Check {
 		checks = append(checks, Check{AreaArchiving, c.Stanza, func(ctx context.Context) []Finding { return a.checkArchiving(ctx, c) }},
 			Check{AreaRepository, c.Stanza, func(ctx context.Context) []Finding { return a.checkStanza(ctx, c) }})
 	}
+	for _, c := range a.o.RDS.Clusters { // a run looks at them itself before its long part
+		checks = append(checks, Check{AreaPostgres, c.Stanza, func(ctx context.Context) []Finding { return a.checkDBInstance(ctx, c) }})
+	}
 	if a.o.Store != nil {
 		checks = append(checks, Check{AreaStore, a.o.Store.Name, func(ctx context.Context) []Finding { return a.checkStoreUse(ctx, probe) }})
 	}

@@ -156,3 +156,31 @@ func (c *RDSCluster) ask(ctx context.Context, in *rds.Instance, replaced bool) (
 func (a *App) rdsTags(set *catalog.Set, stanza string) map[string]string {
 	return map[string]string{rds.TagSet: set.ID, rds.TagRun: set.Run, rds.TagHost: a.o.Host, rds.TagRoot: a.o.Root, rds.TagStanza: stanza}
 }
+
+// checkDBInstance looks at what a run needs of one DB instance.
+func (a *App) checkDBInstance(ctx context.Context, c RDSCluster) []Finding {
+	_, in, err := a.lookAt(ctx, c)
+	switch {
+	case err != nil:
+		return []Finding{blocked(AreaPostgres, c.Stanza, "", err)}
+	case in.Hopeless():
+		return []Finding{blocked(AreaPostgres, c.Stanza, "start it, or mend what its events tell of: aws rds describe-events --source-type db-instance",
+			fmt.Errorf("DB instance %s in %s is %s: no snapshot can be taken of it", in.Name, c.Region, in.State))}
+	}
+	var found []Finding
+	if in.State != rds.Available {
+		found = append(found, warns(AreaPostgres, c.Stanza, "nothing, if it passes: a run waits for it, up to pgsql.rds.timeout", "DB instance %s in %s is %s", in.Name, c.Region, in.State))
+	}
+	if name := a.o.RDS.snapshotName(a.o.Now().UTC().Format("200601021504")+"_"+a.o.AppVersion, in.Name); rds.CheckName(name, rds.MaxSnapshotName) != nil {
+		found = append(found, blocked(AreaPostgres, c.Stanza, "set pgsql.rds.snapshot_prefix", rds.CheckName(name, rds.MaxSnapshotName)))
+	}
+	if _, why, err := c.ask(ctx, in, false); err != nil {
+		found = append(found, warns(AreaPostgres, c.Stanza, "let this host reach it, or name no user in pgsql.clusters", "the database of DB instance %s can't be asked by SQL, so that sets will not say what it holds: %v", in.Name, err))
+	} else if why != "" && len(found) == 0 {
+		return []Finding{fine(AreaPostgres, c.Stanza, "DB instance %s in %s, PostgreSQL %s, is %s; %s, so that sets do not say what it holds", in.Name, c.Region, in.EngineVersion, in.State, why)}
+	}
+	if len(found) == 0 {
+		found = append(found, fine(AreaPostgres, c.Stanza, "DB instance %s in %s, PostgreSQL %s, is %s", in.Name, c.Region, in.EngineVersion, in.State))
+	}
+	return found
+}

@@ -87,6 +87,84 @@ func TestRDS(t *testing.T) {
 	}
 }
 
+// TestRDSRetention: the snapshots of a set go with it, and those of a pinned one stay.
+func TestRDSRetention(t *testing.T) {
+	s, w := stores.StartRDS(t), newWorld(t)
+	w.onRDS(s)
+	w.o.Mode, w.o.Keep = catalog.Apart, RetentionRule{Sets: 1}
+	ctx := t.Context()
+	var sets []*catalog.Set
+	for i := range 4 {
+		set, err := w.app().BackupAll(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sets = append(sets, set)
+		if i == 1 {
+			if _, err := w.app().PinSet(ctx, set.ID, "kept", time.Time{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	var want []string
+	for _, set := range []*catalog.Set{sets[1], sets[3]} {
+		for _, p := range set.OnRDS() {
+			want = append(want, p.RDS.Snapshot)
+		}
+	}
+	slices.Sort(want)
+	if got := names(s, t); !slices.Equal(got, want) {
+		t.Errorf("snapshots %v\nwant %v", got, want)
+	}
+	if _, err := w.app().UnpinSet(ctx, sets[1].ID); err != nil {
+		t.Fatal(err)
+	}
+	set, err := w.app().BackupAll(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := names(s, t); len(got) != 2 || !strings.Contains(got[0], strings.ReplaceAll(set.ID, "_", "-")) {
+		t.Errorf("snapshots %v after %s", got, set.ID)
+	}
+}
+
+// TestRDSDoctor: doctor says what a run would meet with each DB instance.
+func TestRDSDoctor(t *testing.T) {
+	s, w := stores.StartRDS(t), newWorld(t)
+	w.onRDS(s)
+	look := func() map[string]Finding {
+		t.Helper()
+		found := map[string]Finding{}
+		for _, f := range w.app().Preflight(t.Context(), true) {
+			if f.Area == AreaPostgres && (f.Object == "rosemeta" || f.Object == "lineage") {
+				found[f.Object] = f
+			}
+		}
+		return found
+	}
+	all := look()
+	if f := all["rosemeta"]; len(all) != 2 || f.Severity != Fine || !strings.Contains(f.What, "db-rose in eu-west-1, PostgreSQL 15.4, is available") {
+		t.Errorf("%+v", all)
+	}
+	s.Manner(stores.RDSManner{State: map[string]string{"db-rose": "stopped"}, Busy: map[string]int{"db-line": 1 << 30}})
+	all = look()
+	if f := all["rosemeta"]; f.Severity != Blocked || !strings.Contains(f.String(), "db-rose in eu-west-1 is stopped") {
+		t.Errorf("%+v", f)
+	}
+	if f := all["lineage"]; f.Severity != Warns || !strings.Contains(f.What, "backing-up") {
+		t.Errorf("%+v", f)
+	}
+	s.Manner(stores.RDSManner{})
+	w.o.RDS.Clusters[0].Instance, w.o.RDS.Clusters[1].Conn = "db-gone", pg.ConnOptions{User: "me", Host: "127.0.0.1", Port: 1}
+	all = look()
+	if f := all["rosemeta"]; f.Severity != Blocked || !errors.Is(f.err, rds.ErrNotFound) {
+		t.Errorf("%+v", f)
+	}
+	if f := all["lineage"]; f.Severity != Warns || !strings.Contains(f.What, "can't be asked by SQL") {
+		t.Errorf("%+v", f)
+	}
+}
+
 // checkRDSSet looks at what a set says of its two snapshots, and at what they are.
 func checkRDSSet(t *testing.T, s *stores.RDS, set *catalog.Set) {
 	t.Helper()

@@ -162,6 +162,9 @@ func (c *Client) ours(ctx context.Context, op, name string, tags map[string]stri
 // hopeless are the states of an instance that don't pass by themselves into one in which it can be used.
 var hopeless = [...]string{"deleting", "failed", "stopped", "stopping", "storage-full", "restore-error", "insufficient-capacity"}
 
+// Hopeless says whether waiting for the instance to be available is of no use.
+func (in *Instance) Hopeless() bool { return isHopeless(in.State) }
+
 // isHopeless says whether waiting for an instance in that state is of no use.
 func isHopeless(state string) bool {
 	return slices.Contains(hopeless[:], state) || strings.HasPrefix(state, "incompatible-") || strings.HasPrefix(state, "inaccessible-encryption-credentials")
