@@ -26,6 +26,7 @@
 //	       backrest              pgBackRest's command line, environment and configuration files
 //	       runlog                the log of runs: its lines, and reading it while it grows and rotates
 //	       scrub                 takes secrets out of texts for somebody else
+//	       said                  what another program prints, line by line
 //	       instance              root directory, disks, shell, init script ─► durable
 //	       schedule  notify      calendar arithmetic and the loop; delivering a message
 //	       durable               crash-safe file replacement

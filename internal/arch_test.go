@@ -36,7 +36,8 @@ var allowed = map[string][]string{
 		"internal/storage", "internal/storage/s3", "internal/storage/gcs", "internal/storage/azure", "internal/storage/sftp", "internal/pg", "internal/tarball", "internal/instance", "internal/schedule", "internal/conf",
 		"internal/notify", "internal/durable", "internal/backrest", "internal/kit", "internal/runlog", "internal/scrub", "internal/rds", "internal/probackup",
 	},
-	"internal/probackup": {},
+	"internal/probackup": {"internal/said"},
+	"internal/said":      {},
 	"internal/kit":       {},
 	"internal/runlog":    {},
 	"internal/scrub":     {},
@@ -45,7 +46,7 @@ var allowed = map[string][]string{
 	"internal/web":       {"internal/action", "internal/catalog", "internal/conf"},
 	"internal/action": {
 		"internal/engine", "internal/eventbus", "internal/catalog", "internal/repo", "internal/storage", "internal/pg",
-		"internal/tarball", "internal/durable", "internal/rds", "internal/probackup",
+		"internal/tarball", "internal/durable", "internal/rds", "internal/probackup", "internal/said",
 	},
 	"internal/engine":              {"internal/repo", "internal/storage", "internal/pg", "internal/durable"},
 	"internal/repo":                {"internal/storage", "internal/zstdfast"},

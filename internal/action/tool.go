@@ -12,12 +12,12 @@ import (
 	"strings"
 	"syscall"
 	"time"
-	"unicode"
 
 	"holdfast/internal/catalog"
 	"holdfast/internal/durable"
 	"holdfast/internal/engine"
 	"holdfast/internal/repo"
+	"holdfast/internal/said"
 	"holdfast/internal/storage"
 )
 
@@ -126,18 +126,20 @@ func (t *tool) run(ctx context.Context, verb string, args ...string) (string, er
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = time.Minute
 	var out bytes.Buffer
-	said := &toolLog{warn: func(text string) { t.a.warn("pgbackrest %s: %s", verb, text) }}
-	cmd.Stdout, cmd.Stderr = &out, said
+	warnings := toolWarnings{warn: func(text string) { t.a.warn("pgbackrest %s: %s", verb, text) }}
+	printed := &said.Lines{Each: warnings.line}
+	cmd.Stdout, cmd.Stderr = &out, printed
 	t.a.step(verb, "tool", o.Path)
 	runtime.LockOSThread() // the signal at a parent's death is sent when the thread that started the child ends
 	defer runtime.UnlockOSThread()
 	err := cmd.Run()
-	said.end()
+	printed.End()
+	warnings.flush()
 	if ctx.Err() != nil {
 		return "", ctx.Err()
 	}
 	if err != nil {
-		return out.String(), &toolError{verb: verb, stanza: t.c.Stanza, err: err, code: cmd.ProcessState.ExitCode(), last: said.last}
+		return out.String(), &toolError{verb: verb, stanza: t.c.Stanza, err: err, code: cmd.ProcessState.ExitCode(), last: printed.Last}
 	}
 	return out.String(), nil
 }
@@ -173,48 +175,13 @@ func (e *toolError) Unwrap() error {
 	return e.err
 }
 
-// toolLog takes the tool's standard error apart: warnings are passed on, the last lines are kept.
-type toolLog struct {
+// toolWarnings finds the warnings in what the tool prints, which may go on in lines that are indented.
+type toolWarnings struct {
 	warn func(string)
-	part []byte // of a line that has not ended
-	text string // of a warning that may go on in the next line
-	last []string
+	text string
 }
 
-// Bounds of what is kept of the log: lines, and bytes of one line.
-const (
-	toolLines = 12
-	toolLine  = 400
-)
-
-// Write takes the next piece. It never fails.
-func (l *toolLog) Write(p []byte) (int, error) {
-	n := len(p)
-	for {
-		line, rest, ended := bytes.Cut(p, []byte{'\n'})
-		l.part = append(l.part, line[:min(len(line), max(0, toolLine-len(l.part)))]...)
-		if !ended {
-			return n, nil
-		}
-		l.line(string(l.part))
-		l.part, p = l.part[:0], rest
-	}
-}
-
-func (l *toolLog) line(s string) {
-	s = strings.Map(func(r rune) rune { // it quotes what it could not decrypt
-		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
-	if s == "" {
-		return
-	}
-	if len(l.last) == toolLines {
-		l.last = append(l.last[:0], l.last[1:]...)
-	}
-	l.last = append(l.last, s)
+func (l *toolWarnings) line(s string) {
 	text, warning := strings.CutPrefix(s, "WARN: ")
 	switch {
 	case warning:
@@ -227,17 +194,9 @@ func (l *toolLog) line(s string) {
 	}
 }
 
-func (l *toolLog) flush() {
+func (l *toolWarnings) flush() {
 	if l.text != "" {
 		l.warn(l.text)
 	}
 	l.text = ""
-}
-
-// end takes what is left when the tool has ended.
-func (l *toolLog) end() {
-	if len(l.part) > 0 {
-		l.line(string(l.part))
-	}
-	l.flush()
 }

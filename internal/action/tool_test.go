@@ -12,6 +12,7 @@ import (
 
 	"holdfast/internal/engine"
 	"holdfast/internal/repo"
+	"holdfast/internal/said"
 	"holdfast/internal/storage"
 )
 
@@ -56,7 +57,7 @@ func TestToolRun(t *testing.T) {
 		{"warns", "echo 'WARN: one' >&2\necho '      HINT: more' >&2\necho 'INFO: x' >&2\nprintf 'WARN: two' >&2", "", nil, nil, []string{"pgbackrest info: one HINT: more", "pgbackrest info: two"}},
 		{"fails", "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13; do echo \"line $i.\" >&2; done\nprintf 'bad \\001\\377 bytes\\n' >&2\nexit 29", "", nil,
 			[]string{"stanza main: pgbackrest info: exit code 29", "line 13.", "bad ?? bytes"}, nil},
-		{"long line", "head -c 100000 /dev/zero | tr '\\0' x >&2\nexit 3", "", nil, []string{"exit code 3", strings.Repeat("x", toolLine)}, nil},
+		{"long line", "head -c 100000 /dev/zero | tr '\\0' x >&2\nexit 3", "", nil, []string{"exit code 3", strings.Repeat("x", said.MaxLine)}, nil},
 		{"locked", "exit 50", "", repo.ErrLocked, []string{"exit code 50"}, nil},
 		{"stopped", "exit 62", "", engine.ErrStopped, nil, nil},
 		{"killed", "kill -9 $$", "", nil, []string{"signal: killed"}, nil},
@@ -73,7 +74,7 @@ func TestToolRun(t *testing.T) {
 					t.Errorf("want %q in %v", s, err)
 				}
 			}
-			if err != nil && (strings.Contains(err.Error(), "line 1.") || strings.Contains(err.Error(), strings.Repeat("x", toolLine+1))) {
+			if err != nil && (strings.Contains(err.Error(), "line 1.") || strings.Contains(err.Error(), strings.Repeat("x", said.MaxLine+1))) {
 				t.Errorf("not bounded: %v", err)
 			}
 			if !strings.HasPrefix(out, c.out) || !slices.Equal(warned, c.warns) {

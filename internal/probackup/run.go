@@ -5,14 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
 	"time"
-	"unicode"
+
+	"holdfast/internal/said"
 )
 
 // User is whom the program runs as.
@@ -59,12 +59,7 @@ func (e *Error) Error() string {
 // Unwrap is what starting it, or waiting for it, gave.
 func (e *Error) Unwrap() error { return e.err }
 
-// bounds of what is kept of the program's output.
-const (
-	maxLines  = 12
-	maxLine   = 400
-	maxOutput = 64 << 20 // bytes of standard output, which holds a JSON document
-)
+const maxOutput = 64 << 20 // bytes of standard output, which holds a JSON document
 
 // run runs one command to its end and returns what it printed. Cancelled: it is interrupted (SIGINT, as by Ctrl-C), upon which it
 // ends the server's backup mode, and after the grace killed with all its children. It also ends when this process is killed.
@@ -80,8 +75,8 @@ func (t *Tool) run(ctx context.Context, instance, verb string, args ...string) (
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups}
 	}
 	cmd.WaitDelay = 10 * time.Second // for children that keep its output open
-	out, said := &bounded{most: maxOutput}, &log{warn: t.Warn, say: t.Say}
-	cmd.Stdout, cmd.Stderr = out, said
+	out, printed := &bounded{most: maxOutput}, &said.Lines{Each: t.hear}
+	cmd.Stdout, cmd.Stderr = out, printed
 	runtime.LockOSThread() // the signal at a parent's death is sent when the thread that started the child ends
 	defer runtime.UnlockOSThread()
 	if err := cmd.Start(); err != nil {
@@ -90,7 +85,7 @@ func (t *Tool) run(ctx context.Context, instance, verb string, args ...string) (
 	end := t.endWhenDone(ctx, cmd.Process.Pid)
 	err := cmd.Wait()
 	end()
-	said.end()
+	printed.End()
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -98,7 +93,7 @@ func (t *Tool) run(ctx context.Context, instance, verb string, args ...string) (
 		err = fmt.Errorf("it printed more than %d bytes", maxOutput)
 	}
 	if err != nil {
-		e := &Error{Verb: verb, Instance: instance, Code: cmd.ProcessState.ExitCode(), Last: said.last, err: err}
+		e := &Error{Verb: verb, Instance: instance, Code: cmd.ProcessState.ExitCode(), Last: printed.Last, err: err}
 		if e.Code == 0 { // it ended well, its output did not
 			e.Code = -1
 		}
@@ -146,52 +141,20 @@ func (b *bounded) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// log takes the program's standard error apart.
-type log struct {
-	warn, say func(string)
-	part      []byte // of a line that has not ended
-	last      []string
-}
-
-func (l *log) Write(p []byte) (int, error) {
-	n := len(p)
-	for {
-		line, rest, ended := bytes.Cut(p, []byte{'\n'})
-		l.part = append(l.part, line[:min(len(line), max(0, maxLine-len(l.part)))]...)
-		if !ended {
-			return n, nil
-		}
-		l.line(string(l.part))
-		l.part, p = l.part[:0], rest
-	}
-}
-
 // usual are warnings that come with every run and that the operator of an instance can do nothing about.
 var usual = [...]string{
 	"Current PostgreSQL role is superuser. It is not recommended to run pg_probackup under superuser.",
 	"This PostgreSQL instance was initialized without data block checksums.",
 }
 
-func (l *log) line(s string) {
-	s = strings.Map(func(r rune) rune {
-		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, strings.TrimRight(s, "\r"))
-	if s == "" {
-		return
-	}
-	if len(l.last) == maxLines {
-		l.last = append(l.last[:0], l.last[1:]...)
-	}
-	l.last = append(l.last, s)
-	to := l.say
-	if text, ok := strings.CutPrefix(s, "WARNING: "); ok && !isUsual(text) {
-		to, s = l.warn, text
+// hear passes on a line that the program printed on its standard error.
+func (t *Tool) hear(line string) {
+	to := t.Say
+	if text, ok := strings.CutPrefix(line, "WARNING: "); ok && !isUsual(text) {
+		to, line = t.Warn, text
 	}
 	if to != nil {
-		to(s)
+		to(line)
 	}
 }
 
@@ -203,16 +166,6 @@ func isUsual(text string) bool {
 	}
 	return strings.HasPrefix(text, "Backup ") && strings.HasSuffix(text, " is used without validation.") // we validate ourselves, before
 }
-
-// end takes what is left when the program has ended.
-func (l *log) end() {
-	if len(l.part) > 0 {
-		l.line(string(l.part))
-		l.part = nil
-	}
-}
-
-var _ io.Writer = (*log)(nil)
 
 // Find looks for a pg_probackup in directories: the one for a major version of PostgreSQL as its packages call it
 // (pg_probackup-15), else pg_probackup. Directories that are not absolute are passed over.

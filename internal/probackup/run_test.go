@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"holdfast/internal/said"
 )
 
 // script makes a program of shell lines.
@@ -46,7 +48,7 @@ func TestFails(t *testing.T) {
 				t.Errorf("%s: want %q in %v", c.lines, want, err)
 			}
 		}
-		if strings.Contains(err.Error(), "line 37") || len(e.Last) > maxLines {
+		if strings.Contains(err.Error(), "line 37") || len(e.Last) > said.MaxLines {
 			t.Errorf("%d lines are kept", len(e.Last))
 		}
 	}
