@@ -40,6 +40,12 @@ const (
 	leastMinutes      = 8
 )
 
+// What stays, and how often a run is full: chains begin and go several times.
+const (
+	setsKept  = 8
+	fullEvery = 4
+)
+
 // unattended is an instance that is left alone, with everything that is done to it meanwhile.
 type unattended struct {
 	*testing.T
@@ -70,11 +76,12 @@ type tail struct {
 	at   int64
 }
 
-// TestUnattended leaves an instance alone with one run a minute, under write load on everything that it has: two clusters, files, an
-// event bus; PostgreSQL apart, copied to an S3 server. Meanwhile the server is away for a while, PostgreSQL is restarted twice in the
-// middle of a run, and the daemon is killed in the middle of another and started again as systemd does. Afterwards every set that the
-// catalogue calls good restores, the newest one from the bucket alone, too; no run happened twice; nothing piled up; and the log tells
-// each of these things. scripts/unattended MINUTES runs it at the pace of the clock; in make test it is shorter and four times as fast.
+// TestUnattended leaves an instance alone with one run a minute, under write load on everything that it has: two clusters, files,
+// an event bus; PostgreSQL apart, in chains of a full and three incremental backups, copied to an S3 server, with the last eight
+// sets kept. Meanwhile the server is away for a while, PostgreSQL is restarted twice in the middle of a run, and the daemon is
+// killed in the middle of another and started again as systemd does. Afterwards every set that the catalogue calls good restores,
+// the newest one from the bucket alone, too; no run happened twice; nothing piled up; and the log tells each of these things.
+// Told to take less than eight minutes it lets the daemon's clock go faster.
 func TestUnattended(t *testing.T) {
 	text := os.Getenv(unattendedMinutes)
 	u := &unattended{T: t, clock: 1, addr: freeListen(t), written: map[int]world.Token{}, peak: map[string]*atomic.Int64{}, ended: make(chan struct{})}
@@ -122,7 +129,8 @@ func (u *unattended) make() {
 		o.Brokers = kafkatest.Start(u).Brokers()
 	}
 	u.w = newTwo(u.T, o, "metrics.listen", "-s", u.addr, "schedule.backup", "-s", "* * * * *", "schedule.copy_every", "-s", "30", "pgsql.pgbackrest.archive_timeout", "-s", "30",
-		"alation.backup.chef_timeout", "-s", "300")
+		"alation.backup.chef_timeout", "-s", "300", "alation.backup_v2.incremental.enabled", "-s", "True", "alation.backup_v2.incremental.full_every", "-s", strconv.Itoa(fullEvery),
+		"alation.backup_v2.retention.sets", "-s", strconv.Itoa(setsKept))
 	bucketConf(u.T, u.w, u.server)
 	rows := 200_000
 	if u.clock == 1 {
@@ -449,6 +457,14 @@ func (u *unattended) runs() (good []set) {
 	u.say("sets: %v", states)
 	if len(good) < u.minutes/4 { // on a machine that is busy otherwise; on one that is not nearly all of the times
 		u.Fatalf("%d good sets in %d minutes\n%s", len(good), u.minutes, u.log())
+	}
+	if len(good) > setsKept+fullEvery-1 { // and what the oldest kept one is built on
+		u.Errorf("%d sets are kept", len(good))
+	}
+	removed := regexp.MustCompile(`expire: set \S+`).FindAllString(u.log(), -1)
+	u.say("the retention removed %d sets", len(removed))
+	if len(removed) == 0 && u.clock == 1 && u.minutes >= 20 {
+		u.Error("no set was removed")
 	}
 	for _, c := range copies(u.T, u.w) {
 		if slices.ContainsFunc(good, func(s set) bool { return s.ID == c.ID }) && (c.Copy == nil || !c.Copy.Postgres || !c.Copy.Tarballs || c.Copy.Error != "") {
