@@ -82,6 +82,9 @@ func (a *App) afterwards(ctx context.Context, set *catalog.Set, settled []*catal
 		}
 		a.writeKit(ctx, s)
 		if s.Kit != nil {
+			if s.Copy != nil { // it was copied without
+				s.Copy.Tarballs = false
+			}
 			if err := a.o.Catalog.Put(kept, s); err != nil {
 				a.warn("%v", err)
 			}
@@ -98,14 +101,15 @@ func (a *App) afterwards(ctx context.Context, set *catalog.Set, settled []*catal
 			c.tarballs(ctx)
 		}
 	}
-	for _, s := range append(settled, set) {
+	for i, s := range append([]*catalog.Set{set}, settled...) { // its own first: a slow program must not take the time of all runs to come
 		if c != nil {
-			if i := slices.IndexFunc(c.sets, func(o *catalog.Set) bool { return o.ID == s.ID }); i >= 0 {
-				s = c.sets[i]
+			if j := slices.IndexFunc(c.sets, func(o *catalog.Set) bool { return o.ID == s.ID }); j >= 0 {
+				s = c.sets[j]
 			}
 		}
 		a.postScript(ctx, s)
-		s.Unsettled = ctx.Err() != nil // then the next run does it
+		// Then the next run does it. Sets of runs before have one try, in what is left of the time.
+		s.Unsettled = errors.Is(ctx.Err(), context.Canceled) || ctx.Err() != nil && i == 0
 		if err := a.o.Catalog.Put(kept, s); err != nil {
 			a.warn("%v", err)
 		}

@@ -95,7 +95,9 @@ func (c *copyOut) setTarballs(ctx context.Context, st storage.Storage, s *catalo
 	if err := c.kit(ctx, st, s); err != nil {
 		return err
 	}
-	doc, err := s.Encode()
+	stored := *s
+	stored.Unsettled = false // what this instance has still to do is nobody else's
+	doc, err := stored.Encode()
 	if err != nil {
 		return err
 	}
@@ -303,6 +305,10 @@ func (a *App) fetchSet(ctx context.Context, s *StoreOptions, id string) (*catalo
 	if err := durable.MkdirAllOwned(a.o.DumpDir, 0o750, a.o.Owner); err != nil {
 		return nil, fmt.Errorf("dump directory: %w", err)
 	}
+	relocated := false
+	if known, err := a.o.Catalog.Get(ctx, id); err == nil {
+		relocated = a.relocated(known)
+	}
 	for i := range set.Pieces {
 		p := &set.Pieces[i]
 		if p.OnRDS() {
@@ -324,6 +330,10 @@ func (a *App) fetchSet(ctx context.Context, s *StoreOptions, id string) (*catalo
 		}
 	}
 	if known, err := a.o.Catalog.Get(ctx, id); err == nil {
+		if known.Unsettled && relocated { // or the next run would give what has come back to the program that took it away
+			known.Unsettled = false
+			return known, a.o.Catalog.Put(ctx, known)
+		}
 		return known, nil
 	} else if !errors.Is(err, catalog.ErrUnknown) {
 		return nil, err

@@ -36,6 +36,17 @@ func (a *App) writeKit(ctx context.Context, set *catalog.Set) {
 }
 
 func (a *App) makeKit(ctx context.Context, set *catalog.Set) error {
+	if set.Unsettled { // the run that died may have come as far as to write it, whole, but not to enter it
+		final := filepath.Join(a.o.DumpDir, set.ID+kitSuffix)
+		sealed, err := os.ReadFile(final)
+		if err == nil {
+			enterKit(set, final, sealed)
+			return nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	all, _, err := a.o.Catalog.List(ctx)
 	if err != nil {
 		return err
@@ -51,14 +62,8 @@ func (a *App) makeKit(ctx context.Context, set *catalog.Set) error {
 		return err
 	}
 	name := set.ID + kitSuffix
-	leftovers := []string{hiddenName(filepath.Join(a.o.DumpDir, name))}
-	if set.Unsettled { // one that the entry does not know is of the run that died before it could enter it
-		leftovers = append(leftovers, filepath.Join(a.o.DumpDir, name))
-	}
-	for _, left := range leftovers {
-		if err := os.Remove(left); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+	if err := os.Remove(hiddenName(filepath.Join(a.o.DumpDir, name))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
 	out, err := a.createOut(name)
 	if err != nil {
@@ -74,7 +79,11 @@ func (a *App) makeKit(ctx context.Context, set *catalog.Set) error {
 	if err := out.Publish(); err != nil {
 		return err
 	}
-	sum := sha256.Sum256(sealed)
-	set.Kit = &catalog.Kit{Path: out.final, Size: int64(len(sealed)), SHA256: hex.EncodeToString(sum[:])}
+	enterKit(set, out.final, sealed)
 	return nil
+}
+
+func enterKit(set *catalog.Set, final string, sealed []byte) {
+	sum := sha256.Sum256(sealed)
+	set.Kit = &catalog.Kit{Path: final, Size: int64(len(sealed)), SHA256: hex.EncodeToString(sum[:])}
 }

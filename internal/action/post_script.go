@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -94,7 +95,7 @@ func (a *App) runPostScript(ctx context.Context, s *catalog.Set) error {
 	}
 	out, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = w, w
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}    // two at once must not have the same tarballs
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) } // with all that it started
 	cmd.WaitDelay = 10 * time.Second
 	logged := make(chan struct{})
@@ -102,6 +103,8 @@ func (a *App) runPostScript(ctx context.Context, s *catalog.Set) error {
 		defer close(logged)
 		a.logOutput(out)
 	}()
+	runtime.LockOSThread() // the signal at a parent's death is sent when the thread that started the child ends
+	defer runtime.UnlockOSThread()
 	err := cmd.Run()
 	w.Close() // the reader ends; a pipe in memory has no error to give
 	<-logged

@@ -161,6 +161,8 @@ func (a *App) rdsTags(set *catalog.Set, stanza string) map[string]string {
 func (a *App) checkDBInstance(ctx context.Context, c RDSCluster) []Finding {
 	_, in, err := a.lookAt(ctx, c)
 	switch {
+	case err != nil && ctx.Err() != nil:
+		return []Finding{unsure(ctx, AreaPostgres, c.Stanza, "see that the service can be reached from this host (pgsql.rds.endpoint, pgsql.rds.region)", err)}
 	case err != nil:
 		return []Finding{blocked(AreaPostgres, c.Stanza, "", err)}
 	case in.Hopeless():

@@ -26,12 +26,15 @@ type rdsBackup struct {
 	point  catalog.PostgresPoint
 }
 
+// errRDSLimit names what sets the time limit.
+var errRDSLimit = errors.New("pgsql.rds.timeout")
+
 // limited is ctx with the time that is given to the service.
 func (a *App) limited(ctx context.Context) (context.Context, context.CancelFunc) {
 	if a.o.RDS.Limit <= 0 {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeout(ctx, a.o.RDS.Limit)
+	return context.WithTimeoutCause(ctx, a.o.RDS.Limit, errRDSLimit)
 }
 
 // prepareSnapshots looks at every DB instance before the long part of the run.

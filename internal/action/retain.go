@@ -98,7 +98,7 @@ func (a *App) planRetention(ctx context.Context, current *catalog.Set) (*Retenti
 	if err != nil {
 		return nil, err
 	}
-	if current != nil {
+	if current != nil && current.Run == a.o.ExecID { // one that a dead run left need not be the newest
 		if i := slices.IndexFunc(l.sets, func(s standing) bool { return s.set.ID == current.ID }); i >= 0 {
 			made := l.sets[i]
 			l.sets = append(slices.Delete(l.sets, i, i+1), made)

@@ -55,7 +55,7 @@ func (c *Client) fail(ctx context.Context, op string, err error) error {
 		return err
 	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) && errors.Is(err, context.DeadlineExceeded) {
-		return c.ended(op, ctx.Err(), ErrUnavailable)
+		return c.ended(ctx, op, ErrUnavailable)
 	}
 	e := &Error{Op: op, Code: code(err)}
 	switch e.Code {

@@ -159,7 +159,7 @@ func (c *Client) AwaitInstance(ctx context.Context, name string) (*Instance, err
 			last = err
 		}
 		if werr := c.wait(ctx, n); werr != nil {
-			return nil, c.ended(op, werr, last)
+			return nil, c.ended(ctx, op, last)
 		}
 	}
 }
@@ -195,7 +195,7 @@ func (c *Client) AwaitIdle(ctx context.Context, name string) (*Instance, error) 
 			last = err
 		}
 		if werr := c.wait(ctx, n); werr != nil {
-			return nil, c.ended(op, werr, last)
+			return nil, c.ended(ctx, op, last)
 		}
 	}
 }

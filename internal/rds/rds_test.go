@@ -96,7 +96,7 @@ func TestBusy(t *testing.T) {
 		t.Fatalf("asked %d times: %v", s.Count("CreateDBSnapshot"), err)
 	}
 	s.Manner(stores.RDSManner{Busy: map[string]int{"db-one": 1 << 30}})
-	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	short, cancel := context.WithTimeoutCause(ctx, 50*time.Millisecond, errors.New("pgsql.rds.timeout"))
 	defer cancel()
 	if _, err := c.CreateSnapshot(short, "db-one", "hf-2", tags("set1", "run1")); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "pgsql.rds.timeout") {
 		t.Errorf("%v", err)
@@ -125,7 +125,7 @@ func TestTimeEndsInARequest(t *testing.T) {
 		"idle":     func(ctx context.Context) error { _, err := c.AwaitIdle(ctx, "db-one"); return err },
 		"delete":   func(ctx context.Context) error { return c.DeleteSnapshot(ctx, "hf-1", "set1", "run1") },
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, errors.New("pgsql.rds.timeout"))
 		err := f(ctx)
 		cancel()
 		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "pgsql.rds.timeout") || strings.Contains(err.Error(), "can be reached") {

@@ -141,7 +141,7 @@ func (c *Client) CreateSnapshot(ctx context.Context, instance, name string, tags
 			return nil, c.fail(ctx, op, err)
 		}
 		if werr := c.wait(ctx, n); werr != nil {
-			return nil, c.ended(op, werr, err)
+			return nil, c.ended(ctx, op, err)
 		}
 	}
 }
@@ -186,12 +186,17 @@ func (c *Client) hopelessError(in *Instance) error {
 	return &Error{Op: "take a snapshot of " + in.Name, Err: ErrState, text: fmt.Sprintf("rds in %s: instance %s is %s: no snapshot of it can be taken; bring it back first", c.o.Region, in.Name, in.State)}
 }
 
-// ended is the error of something awaited that did not come; last is what was seen before.
-func (c *Client) ended(op string, ctxErr, last error) error {
+// ended is the error of something awaited that did not come before ctx ended, whose cause, if it has one, says what set the time
+// limit; last is what was seen before.
+func (c *Client) ended(ctx context.Context, op string, last error) error {
+	ctxErr := ctx.Err()
 	if errors.Is(ctxErr, context.Canceled) {
 		return ctxErr
 	}
-	text := fmt.Sprintf("rds in %s: %s: not within the time limit (pgsql.rds.timeout)", c.o.Region, op)
+	text := fmt.Sprintf("rds in %s: %s: not within the time limit", c.o.Region, op)
+	if cause := context.Cause(ctx); !errors.Is(cause, ctxErr) {
+		text += " (" + cause.Error() + ")"
+	}
 	if last != nil {
 		text += ", " + c.scrub(said(last))
 	}
@@ -224,7 +229,7 @@ func (c *Client) AwaitSnapshot(ctx context.Context, name string, enough func(*Sn
 			last = err
 		}
 		if werr := c.wait(ctx, n); werr != nil {
-			return s, c.ended(op, werr, last)
+			return s, c.ended(ctx, op, last)
 		}
 	}
 }
