@@ -461,9 +461,18 @@ func (u *unattended) runs() (good []set) {
 	if len(good) > setsKept+fullEvery-1 { // and what the oldest kept one is built on
 		u.Errorf("%d sets are kept", len(good))
 	}
-	removed := regexp.MustCompile(`expire: set \S+`).FindAllString(u.log(), -1)
-	u.say("the retention removed %d sets", len(removed))
-	if len(removed) == 0 && u.clock == 1 && u.minutes >= 20 {
+	removed, log := 0, u.log()
+	for _, m := range regexp.MustCompile(` backup: set ([^\s:]+)`).FindAllStringSubmatch(log, -1) {
+		if slices.ContainsFunc(good, func(s set) bool { return s.ID == m[1] }) {
+			continue
+		}
+		removed++
+		if !regexp.MustCompile(` expire: [^\n]*` + m[1]).MatchString(log) {
+			u.Errorf("set %s is gone, and the log does not tell why", m[1])
+		}
+	}
+	u.say("the retention removed %d sets", removed)
+	if removed == 0 && u.clock == 1 && u.minutes >= 20 {
 		u.Error("no set was removed")
 	}
 	for _, c := range copies(u.T, u.w) {
@@ -533,7 +542,7 @@ func (u *unattended) check(w *world.World, s set) {
 	}
 }
 
-// one is checkTimes for one number. The daemon's clock is not ours.
+// one is checkTimes for one number. The daemon's clock may not be ours; files and event bus are looked at by the one that stamps them.
 func (u *unattended) one(s set, n int, tok world.Token, have world.Numbers) {
 	real := func(at time.Time) time.Time { return u.base.Add(at.Sub(u.base) / time.Duration(u.clock)) }
 	p := s.Recovery.Postgres
@@ -541,16 +550,18 @@ func (u *unattended) one(s set, n int, tok world.Token, have world.Numbers) {
 		name         string
 		last         int
 		begun, acked time.Time
-		taken        span
+		from, to     time.Time
 	}{
-		{"rosemeta", have.Postgres, tok.Begun, tok.Postgres, p[0].Taken}, {"lineage", have.Lineage, tok.Postgres, tok.Lineage, p[1].Taken},
-		{"the file", have.File, tok.Lineage, tok.File, s.Recovery.Files.Taken}, {"the bus", have.Bus, tok.File, tok.Bus, s.Recovery.EventBus.Taken},
+		{"rosemeta", have.Postgres, tok.Begun, tok.Postgres, real(p[0].Taken.From), real(p[0].Taken.To)},
+		{"lineage", have.Lineage, tok.Postgres, tok.Lineage, real(p[1].Taken.From), real(p[1].Taken.To)},
+		{"the file", have.File, tok.Lineage, tok.File, s.Recovery.Files.Taken.From, s.Recovery.Files.Taken.To},
+		{"the bus", have.Bus, tok.File, tok.Bus, s.Recovery.EventBus.Taken.From, s.Recovery.EventBus.Taken.To},
 	} {
-		if from := real(c.taken.From); c.acked.Before(from) && n > c.last {
-			u.Errorf("set %s: %s lacks number %d, acknowledged %s before", s.ID, c.name, n, from.Sub(c.acked))
+		if c.acked.Before(c.from) && n > c.last {
+			u.Errorf("set %s: %s lacks number %d, acknowledged %s before", s.ID, c.name, n, c.from.Sub(c.acked))
 		}
-		if to := real(c.taken.To); c.begun.After(to) && n <= c.last {
-			u.Errorf("set %s: %s has number %d, begun %s later", s.ID, c.name, n, c.begun.Sub(to))
+		if c.begun.After(c.to) && n <= c.last {
+			u.Errorf("set %s: %s has number %d, begun %s later", s.ID, c.name, n, c.begun.Sub(c.to))
 		}
 	}
 }
