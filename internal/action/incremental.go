@@ -53,7 +53,7 @@ func (a *App) chooseType(ctx context.Context, c Cluster, s *engine.Stanza) (type
 	case a.o.Type == "" && !o.Enabled:
 		return typeChoice{typ: repo.Full, why: whyOff + " (alation.backup_v2.incremental.enabled)"}, nil
 	case !a.onDisk():
-		return typeChoice{repo.Full, "incremental backups are off, and then nothing that one could be built on is kept for tarballs (alation.backup_v2.incremental.enabled)", true}, nil
+		return typeChoice{repo.Full, whyOff + ", and then nothing that one could be built on is kept for tarballs (alation.backup_v2.incremental.enabled)", true}, nil
 	}
 	base, err := s.Base(ctx, c.DataDir)
 	if err != nil {

@@ -40,7 +40,7 @@ func (a *App) postScript(ctx context.Context, s *catalog.Set) {
 		return
 	}
 	if s.Unsettled && a.relocated(s) {
-		a.warn("the tarballs of set %s are not where the run that died wrote them: %s is not run for them again", s.ID, o.Path)
+		a.warn("the tarballs of set %s are not where the run that died wrote them: %s is not run for them again; look whether they are whole where it takes them", s.ID, o.Path)
 		return
 	}
 	a.step("backup_all", "post-script", o.Path)

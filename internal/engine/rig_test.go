@@ -75,8 +75,8 @@ func newRig(t testing.TB, version pg.Version) *rig {
 // stanza opens "demo" on st.
 func (r *rig) stanza(st storage.Storage) *engine.Stanza { return r.stanzaAt(st, nil) }
 
-// stanzaAt opens it with a clock; nil: the rig's, and if it has none one that is a second later whenever it is looked at, so that a backup finds the second of its
-// label over when it has ended, and need not wait for it.
+// stanzaAt opens it with a clock; nil: the rig's, and if it has none one that is a second later whenever it is looked at, so that a
+// backup finds the second of its label over when it has ended, and need not wait for it.
 func (r *rig) stanzaAt(st storage.Storage, now func() time.Time) *engine.Stanza {
 	r.t.Helper()
 	if now == nil {
