@@ -60,6 +60,9 @@ func pg18(t *testing.T) string {
 // written to both, a file and a topic; loses it and restores it, and again over what is there; and looks at whatever tells of a
 // set: all of it knows both clusters. The clone has the same system identifier and the same content twice.
 func TestTwoClusters(t *testing.T) {
+	if testing.Short() {
+		t.Skip("needs PostgreSQL; run make test")
+	}
 	var together atomic.Int32 // how often both restore points were being written at one moment, which on a busy machine need not be always
 	t.Cleanup(func() {
 		if together.Load() == 0 {
