@@ -343,6 +343,7 @@ func TestRepoTheirs(t *testing.T) {
 
 func TestRepoGet(t *testing.T) {
 	r := newRig(t, 15)
+	r.touch("base/16384/not.info", "no text that Holdfast knows", 9*time.Hour)
 	m, made := r.withBackups(1)
 	res, err := r.backupWith(t.Context(), m, m, engine.BackupOptions{Bundle: true})
 	must(t, err)
@@ -389,10 +390,24 @@ func TestRepoGet(t *testing.T) {
 			t.Errorf("no %s was read", kind)
 		}
 	}
+	if text, err := get("backup/demo/"+label+"/pg_data/base/16384/not.info.gz", false); err != nil || text != "no text that Holdfast knows" {
+		t.Errorf("a file named like an info file: %q, %v", text, err)
+	}
+	var packed bytes.Buffer
+	must(t, engine.RepoGet(t.Context(), m, r.pass, "backup/demo/backup.history/"+label[:4]+"/"+label+".manifest.gz", engine.RepoGetOptions{}, &packed))
+	if !strings.HasPrefix(packed.String(), "\x1f\x8b") {
+		t.Errorf("a history manifest, decrypted and not decompressed: %.10q", packed.String())
+	}
 	_, err = get("backup/demo/nothing", false)
 	failsWith(t, "nothing", err, fs.ErrNotExist, "backup/demo/nothing")
-	err = engine.RepoGet(t.Context(), m, "wrong", "backup/demo/backup.info", engine.RepoGetOptions{}, &bytes.Buffer{})
-	failsWith(t, "wrong passphrase", err, repo.ErrCipher, "backup.info")
+	for i := range 1000 { // decrypted with the wrong key, one text in 256 ends as if it were whole
+		var shown bytes.Buffer
+		err = engine.RepoGet(t.Context(), m, repo.Secret(fmt.Sprint("wrong", i)), "backup/demo/backup.info", engine.RepoGetOptions{}, &shown)
+		failsWith(t, "wrong passphrase", err, repo.ErrCipher, "backup.info")
+		if shown.Len() > 0 {
+			t.Fatalf("wrong passphrase: %q is shown", shown.String())
+		}
+	}
 	if res.Label == made[0].Label {
 		t.Error("one label twice")
 	}

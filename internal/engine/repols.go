@@ -147,8 +147,40 @@ func repoGet(ctx context.Context, st storage.Storage, pass repo.Secret, name str
 	if spec.Pass, err = objectPass(ctx, st, pass, name); err != nil {
 		return err
 	}
+	if spec.Pass != "" && isText(name) && (spec.Compress != repo.None || path.Ext(name) != ".gz") {
+		w = &keyedText{w: w}
+	}
 	_, err = repo.Decode(w, &ctxReader{ctx, f}, spec)
 	return err
+}
+
+// isText says whether an object of this name is an info file or a manifest.
+func isText(name string) bool {
+	elem := strings.Split(name, "/")
+	at := func(n int, begin string) bool { return len(elem) == n+1 && strings.HasPrefix(elem[n], begin) }
+	switch elem[0] {
+	case "archive":
+		return at(2, "archive.info")
+	case "backup":
+		return at(2, "backup.info") || at(3, "backup.manifest") || len(elem) == 5 && elem[2] == "backup.history"
+	}
+	return false
+}
+
+// keyedText lets an info file or a manifest through, and nothing that does not begin like one: it was decrypted with the wrong
+// passphrase, which its end does not always show.
+type keyedText struct {
+	w     io.Writer
+	begun bool
+}
+
+func (k *keyedText) Write(p []byte) (int, error) {
+	const begin = "[backrest]"
+	if n := min(len(p), len(begin)); !k.begun && string(p[:n]) != begin[:n] {
+		return 0, repo.ErrCipher
+	}
+	k.begun = true
+	return k.w.Write(p)
 }
 
 // objectPass finds the passphrase of an object by where it lies (format page, sections 4.6 and 8.3):
