@@ -59,7 +59,7 @@ func isMeta(name string) bool {
 
 // Abilities: a tarball has no links to set afterwards.
 func (t *tarRepo) Abilities() storage.Abilities {
-	return storage.Abilities{Connections: t.Storage.Abilities().Connections}
+	return storage.Abilities{Connections: t.Storage.Abilities().Connections, Appends: true}
 }
 
 func (t *tarRepo) Create(ctx context.Context, name string, o storage.CreateOptions) (storage.Writer, error) {

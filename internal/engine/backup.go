@@ -738,6 +738,13 @@ func (r *backupRun) publish(ctx context.Context) error {
 	if err := s.makeDirs(ctx, r.m); err != nil {
 		return err
 	}
+	if err := s.o.Storage.Sync(ctx); err != nil {
+		return fmt.Errorf("sync the files of backup %s: %w", r.m.Label, err)
+	}
+	// Before the two that follow, which must not be old when the manifest is written: this may take minutes.
+	if err := r.allThere(ctx); err != nil {
+		return err
+	}
 	asked := s.o.Now()
 	if err := s.together(ctx, r.refresh, r.stillOursExactly); err != nil {
 		return err

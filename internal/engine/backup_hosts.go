@@ -52,6 +52,20 @@ func (r *backupRun) stillOursExactly(ctx context.Context) error {
 	return r.notOurs(err)
 }
 
+// allThere fails when something that this backup stored is not there with its size. stillOursExactly does not see a removal that
+// began between a look at the unfinished manifest and the save after it: the save puts back what the removal took away. What another
+// host, which resumes this backup in that moment, stores anew with the same name and size is not told from ours.
+func (r *backupRun) allThere(ctx context.Context) error {
+	if r.s.o.Storage.Abilities().Appends { // nobody can remove anything, nor look
+		return nil
+	}
+	missing, err := r.s.missingOf(ctx, r.m)
+	if err == nil && missing != "" {
+		err = fmt.Errorf("%s: the files of this backup were removed while it ran; see whether another host backs up to this repository, and run the backup again", missing)
+	}
+	return err
+}
+
 var errTakenOver = errors.New("somebody else wrote it")
 
 func (r *backupRun) notOurs(err error) error {

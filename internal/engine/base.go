@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"path"
 	"slices"
 
 	"holdfast/internal/pg"
 	"holdfast/internal/repo"
-	"holdfast/internal/storage"
 )
 
 // What a diff or incr backup can be built on, for callers who choose the type of a backup.
@@ -112,37 +110,6 @@ func (s *Stanza) LookAtPrior(ctx context.Context, line *repo.BackupLine) (*Prior
 		}
 	}
 	return facts, nil
-}
-
-// missingOf names the first object that the backup itself should have stored and that is not there whole; "" when all are.
-func (s *Stanza) missingOf(ctx context.Context, m *repo.Manifest) (string, error) {
-	sizes := map[string]int64{}
-	for info, err := range s.o.Storage.List(ctx, repo.BackupDir(s.o.Stanza)+"/"+string(m.Label), storage.ListOptions{Recursive: true}) {
-		if errors.Is(err, fs.ErrNotExist) {
-			break
-		}
-		if err != nil {
-			return "", err
-		}
-		if !info.Dir {
-			sizes[info.Name] = info.Size
-		}
-	}
-	for i := range m.Files {
-		f := &m.Files[i]
-		if f.Reference != "" || f.Size == 0 {
-			continue
-		}
-		object, offset, length, _ := m.Object(s.o.Stanza, f)
-		size, ok := sizes[object]
-		switch {
-		case !ok:
-			return object + " is missing", nil
-		case f.BundleID > 0 && size < offset+length, f.BundleID == 0 && size != length:
-			return fmt.Sprintf("%s has %d bytes, which is not what was written", object, size), nil
-		}
-	}
-	return "", nil
 }
 
 // TrimWALAround removes WAL of one history entry before the segment keep, on any timeline, like TrimWAL, but leaves of it what each

@@ -420,20 +420,9 @@ var errIncomplete = errors.New("an object is not in the target as it was written
 
 // complete makes sure that every object of the backup is in the target with the size that the manifest says.
 func (c *backupCopy) complete(ctx context.Context) error {
-	there, err := sizesBelow(ctx, c.p.to.o.Storage, repo.BackupDir(c.p.ToStanza)+"/"+string(c.m.Label))
-	if err != nil {
-		return err
+	missing, err := c.p.to.missingOf(ctx, c.t)
+	if err == nil && missing != "" {
+		err = fmt.Errorf("%w: %s; see whether something else works on this stanza there, and copy again", errIncomplete, missing)
 	}
-	for i := range c.t.Files {
-		f := &c.t.Files[i]
-		if f.Reference != "" || f.Size == 0 && c.t.Bundle {
-			continue
-		}
-		name, offset, length, _ := c.t.Object(c.p.ToStanza, f)
-		size, ok := there[name]
-		if !ok || size < offset+length || f.BundleID == 0 && f.Size > 0 && size != length {
-			return fmt.Errorf("%w: %s has %d bytes; see whether something else works on this stanza there, and copy again", errIncomplete, name, size)
-		}
-	}
-	return nil
+	return err
 }

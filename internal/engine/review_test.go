@@ -390,6 +390,64 @@ func TestBackupKeepsUpgrade(t *testing.T) {
 	}
 }
 
+// listing calls at when somebody has just read a backup's whole directory, other than skip's.
+type listing struct {
+	storage.Storage
+	skip string
+	at   func()
+}
+
+func (l *listing) List(ctx context.Context, dir string, o storage.ListOptions) iter.Seq2[storage.Info, error] {
+	return func(yield func(storage.Info, error) bool) {
+		for info, err := range l.Storage.List(ctx, dir, o) {
+			if !yield(info, err) {
+				return
+			}
+		}
+		if at := l.at; at != nil && o.Recursive && strings.HasPrefix(dir, "backup/demo/2") && dir != "backup/demo/"+l.skip {
+			l.at = nil
+			at()
+		}
+	}
+}
+
+// TestChangedWhileLooking: while a backup looks whether all that it stored is there, which takes minutes where a listing is slow,
+// another host upgrades the stanza, or removes what the backup is built on. Neither goes unnoticed.
+func TestChangedWhileLooking(t *testing.T) {
+	r := newRig(t, 15)
+	m, made := r.withBackups(1)
+	first := made[0].Label
+	l := &listing{m, string(first), func() {
+		name := repo.ManifestPath("demo", first)
+		must(t, m.Remove(t.Context(), name, name+".copy"))
+	}}
+	_, err := r.backupWith(t.Context(), l, m, engine.BackupOptions{Type: repo.Incr})
+	if l.at != nil || err == nil || !strings.Contains(err.Error(), "removed while it ran") {
+		t.Errorf("an incr without its full backup: %v", err)
+	}
+	if got := r.labels(m); !slices.Equal(got, []repo.Label{first}) { // backup.info still has the line of it
+		t.Errorf("backups %v", got)
+	}
+	r = newRig(t, 15)
+	m, made = r.withBackups(1)
+	next := r.control
+	next.SystemID++
+	l = &listing{m, string(made[0].Label), func() {
+		_, err := r.stanza(m).Upgrade(t.Context(), next)
+		must(t, err)
+	}}
+	if _, err := r.backupWith(t.Context(), l, m, engine.BackupOptions{}); err != nil || l.at != nil {
+		t.Errorf("upgraded: %v, %v", l.at == nil, err)
+	}
+	ai, err := repo.LoadArchiveInfo(t.Context(), m, "demo", r.pass)
+	must(t, err)
+	bi, err := repo.LoadBackupInfo(t.Context(), m, "demo", r.pass)
+	must(t, err)
+	if ai.Current != 2 || bi.Current != 2 || len(ai.History) != 2 {
+		t.Errorf("the upgrade was undone: archive.info: current %d of %d; backup.info: current %d", ai.Current, len(ai.History), bi.Current)
+	}
+}
+
 // TestTakenOverWhileRunning: as TestRemovedWhileRunning, but the backup saves its unfinished manifest again after its files
 // were removed, or another host has resumed it: the directory looks as if it were this backup's, and is not.
 func TestTakenOverWhileRunning(t *testing.T) {
@@ -419,13 +477,32 @@ func TestTakenOverWhileRunning(t *testing.T) {
 					return err
 				}
 				man.TimeStart++ // what the other host saves is not what we saved
-				_, err = repo.SaveManifestCopy(context.Background(), m, "demo", man, bi.CipherPass)
-				return err
+				if _, err = repo.SaveManifestCopy(context.Background(), m, "demo", man, bi.CipherPass); err != nil {
+					return err
+				}
+				for info, err := range m.List(context.Background(), "backup/demo/"+string(d.Label), storage.ListOptions{Recursive: true}) {
+					f := man.File(strings.TrimPrefix(info.Name, "backup/demo/"+string(d.Label)+"/"))
+					if err == nil && path.Base(info.Name) != "backup.manifest.copy" && (f == nil || f.SHA1 == "") { // it keeps what it read that we stored
+						err = m.Remove(context.Background(), info.Name)
+					}
+					if err != nil {
+						return err
+					}
+				}
+				return nil
 			}
 			return errors.New("there is nothing to resume")
 		},
 	} {
-		for when, o := range map[string]engine.BackupOptions{"between saves": {SaveThreshold: 1}, "before the end": {}} {
+		for when, hook := range map[string]hookedLater{ // a save is a look whether the last one is still there, and a new object
+			"between saves":  {hooked{name: "2003"}, 0},
+			"in a save":      {hooked{name: "backup.manifest.copy"}, 1},
+			"before the end": {hooked{name: "2003"}, 0},
+		} {
+			o := engine.BackupOptions{SaveThreshold: 1}
+			if when == "before the end" {
+				o.SaveThreshold = 0
+			}
 			t.Run(name+" "+when, func(t *testing.T) {
 				r, m := newStore(t)
 				for i := range 6 {
@@ -433,11 +510,14 @@ func TestTakenOverWhileRunning(t *testing.T) {
 				}
 				o.Compress, o.ProcessMax = repo.None, 1
 				var otherErr error
-				hook := &hooked{m, "2003", func() { otherErr = other(r, m) }}
-				res, err := r.backupWith(t.Context(), hook, m, o)
+				hook.Storage, hook.at = m, func() { otherErr = other(r, m) }
+				res, err := r.backupWith(t.Context(), &hook, m, o)
 				must(t, otherErr)
 				if err == nil || !strings.Contains(err.Error(), "another host") {
 					t.Errorf("result %+v, error: %v", res, err)
+				}
+				if hook.at != nil {
+					t.Error("the other host did nothing")
 				}
 				if got := r.labels(m); len(got) != 0 {
 					t.Errorf("backups %v", got)

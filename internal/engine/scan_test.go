@@ -258,6 +258,20 @@ func (h *hooked) Create(ctx context.Context, name string, o storage.CreateOption
 	return h.Storage.Create(ctx, name, o)
 }
 
+// hookedLater is hooked, once the object was made so often.
+type hookedLater struct {
+	hooked
+	after int
+}
+
+func (h *hookedLater) Create(ctx context.Context, name string, o storage.CreateOptions) (storage.Writer, error) {
+	if path.Base(name) == h.name && h.after > 0 {
+		h.after--
+		return h.Storage.Create(ctx, name, o)
+	}
+	return h.hooked.Create(ctx, name, o)
+}
+
 // TestFilesChangeDuringCopy: between the walk and the copy, files vanish, grow, shrink and become empty.
 func TestFilesChangeDuringCopy(t *testing.T) {
 	r := newRig(t, 15)

@@ -20,8 +20,13 @@ func (m *Manifest) AddFile(f File) {
 
 // HasFile says whether the manifest (sorted, as read) has a file of this name.
 func (m *Manifest) HasFile(name string) bool {
-	_, found := slices.BinarySearchFunc(m.Files, name, func(e File, name string) int { return strings.Compare(e.Name, name) })
+	_, found := m.FileIndex(name)
 	return found
+}
+
+// FileIndex is where the manifest (sorted, as read) has the file of this name.
+func (m *Manifest) FileIndex(name string) (int, bool) {
+	return slices.BinarySearchFunc(m.Files, name, func(e File, name string) int { return strings.Compare(e.Name, name) })
 }
 
 // Path returns the directory of that name, nil when there is none. The list must be sorted. The pointer is into Paths.

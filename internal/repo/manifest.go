@@ -139,7 +139,7 @@ func sortNames[T any](list []T, name func(*T) string) {
 
 // File returns the file of that name, nil when there is none. The list must be sorted. The pointer is into Files.
 func (m *Manifest) File(name string) *File {
-	i, found := slices.BinarySearchFunc(m.Files, name, func(f File, name string) int { return strings.Compare(f.Name, name) })
+	i, found := m.FileIndex(name)
 	if !found {
 		return nil
 	}

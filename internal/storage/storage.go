@@ -68,6 +68,9 @@ type Abilities struct {
 	Sweeps      bool // the value also implements Sweeper
 	// Remote says that every call waits for an answer over a network: several at once cost no more time than one.
 	Remote bool
+	// Appends says that objects go into one stream: once committed they can be neither read, listed, replaced nor removed, by
+	// anybody.
+	Appends bool
 }
 
 // Storage is a flat name space of objects. All methods may be called from many goroutines at once.
