@@ -330,8 +330,8 @@ func TestOffline(t *testing.T) {
 	must(t, r.create(t.Context(), m))
 	offline := func(o engine.BackupOptions) (*engine.BackupResult, error) {
 		o.DataDir, o.Offline, o.Compress, o.Level = r.server.dir, true, repo.GZ, 1
-		// The fake server's clock is months behind: offline backups are made before its time.
-		now := func() time.Time { return time.Now().Add(-300 * 24 * time.Hour) }
+		// Offline backups are made before the time of the fake server, whose clock stands.
+		now := func() time.Time { return time.Date(2026, 2, 1, 12, 0, 0, 0, time.UTC).Add(time.Since(r.began)) }
 		plan, err := r.stanzaAt(m, now).PlanBackup(t.Context(), o)
 		if err != nil {
 			return nil, err

@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"path"
 	"slices"
@@ -172,7 +173,7 @@ func randomExpire(rnd *rand.Rand, h *history, odd bool) engine.ExpireOptions {
 		o.Oldest = true
 	}
 	if odd && rnd.IntN(4) == 0 {
-		for name := range h.objects {
+		for _, name := range slices.Sorted(maps.Keys(h.objects)) {
 			if seg, _, _, ok := repo.ParseSegmentObject(path.Base(name)); ok && len(seg) == 24 {
 				o.ArchiveBefore = max(o.ArchiveBefore, seg)
 				if rnd.IntN(10) == 0 {

@@ -148,7 +148,7 @@ func (f *fakeServer) dropBackups() {
 
 // waitIdle waits until no session has the server in backup mode: a lost session ends a moment after the client left it.
 func (f *fakeServer) waitIdle() error {
-	for range 200 {
+	for range 3000 {
 		if f.inBackup() == 0 {
 			return nil
 		}

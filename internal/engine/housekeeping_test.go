@@ -200,7 +200,7 @@ func TestStopForce(t *testing.T) {
 		f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o640)
 		must(t, err)
 		defer f.Close()
-		for range 1000 {
+		for range 6000 {
 			if err = syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); err != nil {
 				break
 			}

@@ -77,7 +77,7 @@ func TestPlanWALModel(t *testing.T) {
 		for i, l := range h.bi.Backups {
 			if l.ArchiveStart != "" && rnd.IntN(2) == 0 {
 				p := l.ArchiveStop
-				for name := range h.objects { // some segment from there on
+				for _, name := range slices.Sorted(maps.Keys(h.objects)) { // some segment from there on
 					if b := path.Base(name); len(b) > 24 && pg.IsSegmentName(b[:24]) && b[:24] > p && rnd.IntN(3) == 0 {
 						p = b[:24]
 						break

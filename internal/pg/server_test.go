@@ -323,7 +323,7 @@ func checkFile(t *testing.T, path string) ([]pg.PageRange, bool) {
 func TestServerHangs(t *testing.T) {
 	c := pgtest.New(t, pgtest.Options{})
 	o := c.ConnOptions()
-	o.Query = 100 * time.Millisecond
+	o.Query = 2 * time.Second
 	stop := func(pid int) {
 		t.Helper()
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {

@@ -112,6 +112,9 @@ func TestCancelled(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			tool := script(t, c.lines)
+			if c.ends {
+				tool.Grace = time.Minute
+			}
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error, 1)
 			go func() { done <- tool.Validate(ctx, "main", "A", 1) }()

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -174,6 +175,7 @@ func TestScanWhileRotating(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.log")
 	put(t, path, said(0, "1-a", "0"))
 	stop := make(chan struct{})
+	var rotations atomic.Int32
 	var wg sync.WaitGroup
 	wg.Add(1)
 	go func() {
@@ -191,6 +193,8 @@ func TestScanWhileRotating(t *testing.T) {
 			}
 			if err == nil && n%7 == 0 {
 				rotated := path + "." + day.AddDate(0, 0, n/7).Format("2006-01-02")
+				time.Sleep(time.Millisecond) // a directory that grows faster than it can be read shows no moment of it
+				rotations.Add(1)
 				if err = os.Rename(path, rotated); err == nil && n%3 == 0 {
 					text, rerr := os.ReadFile(rotated)
 					put(t, rotated+".gz", string(text))
@@ -203,7 +207,7 @@ func TestScanWhileRotating(t *testing.T) {
 			}
 		}
 	}()
-	for range 25 {
+	for scans := 0; scans < 25 || rotations.Load() < 30; scans++ {
 		last := -1
 		err := (Log{Path: path, Problem: func(err error) { t.Error(err) }}).Scan(t.Context(), time.Time{}, func(e Entry) error {
 			n := 0

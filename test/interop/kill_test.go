@@ -325,7 +325,7 @@ func TestKilledArchiving(t *testing.T) {
 	}
 	k.ours(create...)
 	spool := filepath.Join(k.dir, "spool")
-	async := []string{"--archive-async", "--archive-timeout=1"}
+	async := []string{"--archive-async"}
 	dest := filepath.Join(k.dirFor("got"), "RECOVERYXLOG")
 	for _, mode := range []struct {
 		name string
@@ -335,7 +335,7 @@ func TestKilledArchiving(t *testing.T) {
 		{"sync", nil, func(step string, args ...string) { k.kill(step, args...) }},
 		// The background process dies. The one in front says that it waited, or does the work itself and dies likewise.
 		{"async", async, func(step string, args ...string) {
-			out, status := k.start(step, args...)
+			out, status := k.start(step, append(args, "--archive-timeout=1")...)
 			if status.ExitStatus() != 82 && !status.Signaled() {
 				t.Fatalf("%s with a killed background process: %d\n%s", strings.Join(args, " "), status.ExitStatus(), out)
 			}

@@ -117,7 +117,7 @@ func run(name string, args ...string) (string, error) {
 // awaitRecovered waits until the rig's own server takes writes.
 func (r *rig) awaitRecovered() {
 	r.t.Helper()
-	for range 600 {
+	for range 3600 {
 		if recovered(r.t.Context(), r.c.ConnOptions()) {
 			return
 		}

@@ -44,7 +44,7 @@ func (s *second) stop(t testing.TB, mode string) {
 // await waits until a question has the answer true.
 func (s *second) await(t testing.TB, sql string) {
 	t.Helper()
-	for range 1200 {
+	for range 7200 {
 		if truth(t.Context(), s.conn, sql) {
 			return
 		}

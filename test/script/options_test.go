@@ -255,7 +255,7 @@ func (r *rig) timeouts() {
 		do()
 	}
 	stopped(checkpointer, func() { // the backup's checkpoint never ends
-		has(t, r.want(57, "--stanza=demo --start-fast --db-timeout=1 --protocol-timeout=2 backup"), "ERROR: [057]", "statement timeout")
+		has(t, r.want(57, "--stanza=demo --start-fast --db-timeout=5 --protocol-timeout=10 backup"), "ERROR: [057]", "statement timeout")
 	})
 	pid, err := os.ReadFile(filepath.Join(r.c.DataDir(), "postmaster.pid"))
 	if err != nil {

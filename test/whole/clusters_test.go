@@ -229,7 +229,7 @@ func noSession(t *testing.T, c *world.World) {
 	t.Helper()
 	const others = "select count(*) from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()"
 	n, err := int64(1), error(nil)
-	for try := 0; err == nil && n > 0 && try < 100; try++ {
+	for try := 0; err == nil && n > 0 && try < 600; try++ {
 		n, err = c.Int(t.Context(), others)
 		time.Sleep(50 * time.Millisecond)
 	}
@@ -244,9 +244,10 @@ func TestTwoClustersDown(t *testing.T) {
 	for name, apart := range map[string]bool{"apart": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := newTwo(t, world.Options{Apart: apart}, "pgsql.pgbackrest.archive_timeout", "-s", "5")
+			w := newTwo(t, world.Options{Apart: apart})
 			want := prove(t, w)
 			first := backup(t, w)
+			ok(t, w, "alation_conf", "pgsql.pgbackrest.archive_timeout", "-s", "5")
 			for _, stanza := range []string{world.LineageStanza, world.Stanza} {
 				must(t, w.Servers()[stanza].StopServer(t.Context(), "fast"))
 				had := map[string][]string{}
@@ -279,6 +280,7 @@ func TestTwoClustersDown(t *testing.T) {
 				}
 				leftOvers(t, w)
 			}
+			ok(t, w, "alation_conf", "pgsql.pgbackrest.archive_timeout", "-s", "60")
 			ok(t, w, "holdfast", "sets", "verify", first.ID)
 			last := backup(t, w)
 			for _, s := range []set{first, last} {

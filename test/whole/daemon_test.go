@@ -24,6 +24,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/cli"
+	"holdfast/internal/runlog"
+	"holdfast/test/stores"
 	"holdfast/test/world"
 )
 
@@ -112,13 +114,24 @@ func (d *fastDaemon) end() {
 	d.cmd = nil
 }
 
+// log is all that was logged, with what went into another file at a midnight of the fast clock.
 func (d *fastDaemon) log() string {
 	d.t.Helper()
-	text, err := os.ReadFile(filepath.Join(d.w.Root, "opt/alation/site/logs/alation_backup.log"))
+	name := filepath.Join(d.w.Root, "opt/alation/site/logs/alation_backup.log")
+	rotated, err := runlog.RotatedOf(name)
+	must(d.t, err)
+	var all strings.Builder
+	for _, r := range rotated {
+		f, err := r.Open()
+		must(d.t, err)
+		_, err = io.Copy(&all, f)
+		must(d.t, err, f.Close())
+	}
+	text, err := os.ReadFile(name)
 	if err != nil && !os.IsNotExist(err) {
 		d.t.Fatal(err)
 	}
-	return string(text)
+	return all.String() + string(text)
 }
 
 // awaitMore waits until the log matches once more than it does now.
@@ -193,33 +206,34 @@ func load(t *testing.T, w *world.World) {
 // freeListen is an address for metrics.
 func freeListen(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(stores.FreePort(t)))
 }
 
 // TestDaemonKilledAnywhere lets the daemon make a backup every (fast) minute under write load and kills it thirty times, some of
 // them gently. Afterwards every set that the catalogue calls good verifies, no time has two sets, none was tried more than
 // twice, and the daemon goes on as if nothing had been.
 func TestDaemonKilledAnywhere(t *testing.T) {
-	addr := freeListen(t)
-	w := newWorld(t, false, "schedule.backup", "-s", "* * * * *", "metrics.listen", "-s", addr)
+	w := newWorld(t, false, "schedule.backup", "-s", "* * * * *")
 	t.Parallel()
+	addr := freeListen(t) // only now: a parallel test begins when all others have ended
+	ok(t, w, "alation_conf", "metrics.listen", "-s", addr)
 	load(t, w)
 	d := newFastDaemon(t, w)
 	rnd := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 7))
 	for i := range 30 {
 		d.start()
-		if i%3 == 0 { // let one get to its end, and be there in that moment
+		gently := rnd.IntN(4) == 0
+		switch {
+		case i%3 == 0: // let one get to its end, and be there in that moment
 			d.awaitMore("backup_all: publish")
 			time.Sleep(time.Duration(rnd.IntN(1000)) * time.Millisecond)
-		} else {
+		case gently: // what the one before left is settled by then
+			d.awaitMore("schedule: backup of .*: started")
+			time.Sleep(time.Duration(rnd.IntN(5000)) * time.Millisecond)
+		default:
 			time.Sleep(time.Duration(300+rnd.IntN(5000)) * time.Millisecond)
 		}
-		if rnd.IntN(4) == 0 {
+		if gently {
 			d.end()
 			cleanlyOut(t, w)
 		} else {
@@ -288,10 +302,11 @@ func checkStory(t *testing.T, w *world.World, log string) {
 // TestDaemonTimeout: a run that takes longer than chef_timeout is ended with PostgreSQL out of backup mode and staging empty,
 // and the next one makes a set. Then, with the schedule of backups off, WAL goes on to the copy and the set is verified.
 func TestDaemonTimeout(t *testing.T) {
-	addr := freeListen(t)
-	w := newWorld(t, true, "schedule.backup", "-s", "* * * * *", "alation.backup.chef_timeout", "-s", "60", "metrics.listen", "-s", addr, "schedule.copy_every", "-s", "60",
+	w := newWorld(t, true, "schedule.backup", "-s", "* * * * *", "alation.backup.chef_timeout", "-s", "60", "schedule.copy_every", "-s", "60",
 		"pgsql.pgbackrest.redundancy.type", "-s", "posix", "pgsql.pgbackrest.redundancy.posix.path", "-s", "/data1/far", "pgsql.pgbackrest.redundancy.enabled", "-s", "True")
 	t.Parallel()
+	addr := freeListen(t)
+	ok(t, w, "alation_conf", "metrics.listen", "-s", addr)
 	d := newFastDaemon(t, w)
 	d.extra = []string{"HOLDFAST_TEST_STOP_AT=backup:stop"} // when everything is copied
 	d.start()
@@ -305,15 +320,19 @@ func TestDaemonTimeout(t *testing.T) {
 		stopped = strings.HasPrefix(state, "T")
 	}
 	time.Sleep(61 * time.Second)
+	ok(t, w, "alation_conf", "snapshot.enabled", "-s", "False") // no next one before we have looked
 	must(t, unix.Kill(pid, unix.SIGCONT))
 	d.await("run .*: failed: the run exceeded alation.backup.chef_timeout", 1)
 	d.kill()
 	cleanlyOut(t, w)
 	d.extra = nil
+	ok(t, w, "alation_conf", "snapshot.enabled", "-s", "True")
 	d.start()
 	d.await(`backup: set \S+\n`, 1)
+	never := regexp.MustCompile(`schedule: backup: never`)
+	before := len(never.FindAllString(d.log(), -1))
 	ok(t, w, "alation_conf", "snapshot.enabled", "-s", "False", "schedule.verify", "-s", "* * * * *")
-	d.await(`schedule: backup: never`, 1)
+	d.await(never.String(), before+1)
 	shipped := regexp.MustCompile(`copy: .* is up to date: .* [1-9][0-9]* WAL segments`)
 	for try := 0; !shipped.MatchString(d.log()); try++ { // a backup that still goes on may take one along
 		if try == 300 {

@@ -101,6 +101,7 @@ func TestFullDisk(t *testing.T) {
 				same(t, "the earlier set, restored on a full disk", want, prove(t, w))
 			}
 			must(t, os.Remove(weight))
+			ok(t, w, "alation_conf", "pgsql.pgbackrest.archive_timeout", "-s", "60")
 			last := backup(t, w)
 			ok(t, w, "holdfast", "sets", "verify", last.ID)
 			for _, s := range []set{first, last} {
@@ -133,9 +134,10 @@ func TestServerDies(t *testing.T) {
 	for mode, apart := range map[string]bool{"included": false, "apart": true} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, apart, "pgsql.pgbackrest.archive_timeout", "-s", "5")
+			w := newWorld(t, apart)
 			want := prove(t, w)
 			first := backup(t, w)
+			ok(t, w, "alation_conf", "pgsql.pgbackrest.archive_timeout", "-s", "5")
 			for _, step := range []string{"backup:start", "backup:copy", "backup:file-10", "backup:file-500", "backup:stop", "backup:wal", "backup_all:recovery-point", "backup_all:wal"} {
 				p := paused(t, w, step, "alation_action", "backup_all")
 				must(t, w.StopServer(t.Context(), "immediate"))
@@ -148,6 +150,7 @@ func TestServerDies(t *testing.T) {
 				leftOvers(t, w)
 				must(t, w.StartServer(t.Context()))
 			}
+			ok(t, w, "alation_conf", "pgsql.pgbackrest.archive_timeout", "-s", "60")
 			ok(t, w, "holdfast", "sets", "verify", first.ID)
 			last := backup(t, w)
 			for _, s := range []set{last, first} {

@@ -272,9 +272,7 @@ func TestProbackupFails(t *testing.T) {
 					at(step + " " + how)
 					out, err := w.As(t.Context(), "alation_action", "", "backup_all")
 					failed(t, out, err, 1, "pg_probackup "+strings.Fields(step)[0])
-					if in, err := w.Text(t.Context(), "select count(*) from pg_stat_activity where application_name not like 'holdfast%' and backend_type = 'client backend' and pid <> pg_backend_pid()"); err != nil || in != "0" {
-						t.Errorf("after %s %s: sessions %s %v", step, how, in, err)
-					}
+					noSession(t, w)
 				}
 			}
 			must(t, os.Remove(failing))

@@ -282,7 +282,7 @@ func TestPostScript(t *testing.T) {
 		t.Helper()
 		must(t, os.WriteFile(program, []byte("#!/bin/sh\n"+text), 0o755))
 	}
-	ok(t, w, "alation_conf", "alation.backup.post_script.path", "-s", "/relocate", "alation.backup.post_script.timeout", "-s", "2")
+	ok(t, w, "alation_conf", "alation.backup.post_script.path", "-s", "/relocate")
 	script("mkdir -p $HOLDFAST_ROOT/moved && echo \"relocating $# files of $HOLDFAST_SET\" && echo $HOLDFAST_APPLICATION_SHA256 \"$1\" | sha256sum -c >&2 && mv \"$1\" \"$2\" $HOLDFAST_ROOT/moved/\n")
 	out, err := w.As(t.Context(), "alation_action", "", "backup_all")
 	if err != nil || out.Code != 0 {
@@ -298,6 +298,11 @@ func TestPostScript(t *testing.T) {
 	}
 	for text, want := range map[string]string{"echo no room >&2; exit 9": "exit status 9", "sleep 60 & sleep 60": "took longer than 2s"} {
 		script(text + "\n")
+		limit := "300"
+		if strings.HasPrefix(text, "sleep") {
+			limit = "2"
+		}
+		ok(t, w, "alation_conf", "alation.backup.post_script.timeout", "-s", limit)
 		out, err := w.As(t.Context(), "alation_action", "", "backup_all")
 		if err == nil || out.Code != 7 || !strings.Contains(out.Stderr, want) || !strings.Contains(out.Stdout, "complete") {
 			t.Errorf("%s: code %d\n%s%s", text, out.Code, out.Stdout, out.Stderr)

@@ -106,6 +106,10 @@ printf '#!/bin/sh\nprintf "%%s|" "$@" >%s/odd-ran\n' "$dir" >"$odd/etc/init.d/al
 crontab -l | wc -l
 n=$(hf sets list | grep -c ' complete ')
 wait_for $((n + 1))
+for try in $(seq 180); do # a minute may have begun between the two installs
+	[ ! -s "$dir/odd-ran" ] || break
+	sleep 1
+done
 cat "$dir/odd-ran"
 echo
 say "removed"
