@@ -61,7 +61,7 @@ func (r *backupRun) allThere(ctx context.Context) error {
 	}
 	missing, err := r.s.missingOf(ctx, r.m)
 	if err == nil && missing != "" {
-		err = fmt.Errorf("%s: the files of this backup were removed while it ran; see whether another host backs up to this repository, and run the backup again", missing)
+		err = fmt.Errorf("%s: the files of this backup were removed or written anew while it ran; see whether another host backs up to this repository, and run the backup again", missing)
 	}
 	return err
 }

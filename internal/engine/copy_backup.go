@@ -321,12 +321,9 @@ func (c *backupCopy) listed(ctx context.Context, old *repo.Manifest) (map[string
 	if old == nil {
 		return nil, nil
 	}
-	return sizesBelow(ctx, c.p.to.o.Storage, repo.BackupDir(c.p.ToStanza)+"/"+string(c.m.Label))
-}
-
-func sizesBelow(ctx context.Context, st storage.Storage, dir string) (map[string]int64, error) {
+	dir := repo.BackupDir(c.p.ToStanza) + "/" + string(c.m.Label)
 	sizes := map[string]int64{}
-	for info, err := range st.List(ctx, dir, storage.ListOptions{Recursive: true}) {
+	for info, err := range c.p.to.o.Storage.List(ctx, dir, storage.ListOptions{Recursive: true}) {
 		if err != nil {
 			return nil, fmt.Errorf("list %s: %w", dir, err)
 		}

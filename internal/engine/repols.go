@@ -179,7 +179,7 @@ func (k *keyedText) Write(p []byte) (int, error) {
 	if n := min(len(p), len(begin)); !k.begun && string(p[:n]) != begin[:n] {
 		return 0, repo.ErrCipher
 	}
-	k.begun = true
+	k.begun = k.begun || len(p) > 0
 	return k.w.Write(p)
 }
 

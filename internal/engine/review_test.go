@@ -390,54 +390,37 @@ func TestBackupKeepsUpgrade(t *testing.T) {
 	}
 }
 
-// listing calls at when somebody has just read a backup's whole directory, other than skip's.
-type listing struct {
-	storage.Storage
-	skip string
-	at   func()
-}
-
-func (l *listing) List(ctx context.Context, dir string, o storage.ListOptions) iter.Seq2[storage.Info, error] {
-	return func(yield func(storage.Info, error) bool) {
-		for info, err := range l.Storage.List(ctx, dir, o) {
-			if !yield(info, err) {
-				return
-			}
-		}
-		if at := l.at; at != nil && o.Recursive && strings.HasPrefix(dir, "backup/demo/2") && dir != "backup/demo/"+l.skip {
-			l.at = nil
-			at()
-		}
-	}
-}
-
 // TestChangedWhileLooking: while a backup looks whether all that it stored is there, which takes minutes where a listing is slow,
 // another host upgrades the stanza, or removes what the backup is built on. Neither goes unnoticed.
 func TestChangedWhileLooking(t *testing.T) {
 	r := newRig(t, 15)
 	m, made := r.withBackups(1)
 	first := made[0].Label
-	l := &listing{m, string(first), func() {
+	// The one directory that is read whole is the new backup's.
+	whole := func(dir string, o storage.ListOptions) bool {
+		return o.Recursive && strings.HasPrefix(dir, "backup/demo/2")
+	}
+	l := &listed{Storage: m, is: whole, after: func() {
 		name := repo.ManifestPath("demo", first)
 		must(t, m.Remove(t.Context(), name, name+".copy"))
 	}}
 	_, err := r.backupWith(t.Context(), l, m, engine.BackupOptions{Type: repo.Incr})
-	if l.at != nil || err == nil || !strings.Contains(err.Error(), "removed while it ran") {
+	if l.after != nil || err == nil || !strings.Contains(err.Error(), "removed while it ran") {
 		t.Errorf("an incr without its full backup: %v", err)
 	}
 	if got := r.labels(m); !slices.Equal(got, []repo.Label{first}) { // backup.info still has the line of it
 		t.Errorf("backups %v", got)
 	}
 	r = newRig(t, 15)
-	m, made = r.withBackups(1)
+	m, _ = r.withBackups(1)
 	next := r.control
 	next.SystemID++
-	l = &listing{m, string(made[0].Label), func() {
+	l = &listed{Storage: m, is: whole, after: func() {
 		_, err := r.stanza(m).Upgrade(t.Context(), next)
 		must(t, err)
 	}}
-	if _, err := r.backupWith(t.Context(), l, m, engine.BackupOptions{}); err != nil || l.at != nil {
-		t.Errorf("upgraded: %v, %v", l.at == nil, err)
+	if _, err := r.backupWith(t.Context(), l, m, engine.BackupOptions{}); err != nil || l.after != nil {
+		t.Errorf("upgraded: %v, %v", l.after == nil, err)
 	}
 	ai, err := repo.LoadArchiveInfo(t.Context(), m, "demo", r.pass)
 	must(t, err)
@@ -537,7 +520,7 @@ func TestPublishedWhileCleared(t *testing.T) {
 	manifest, err := storage.ReadAll(t.Context(), m, name, 8<<20)
 	must(t, err)
 	must(t, m.Remove(t.Context(), name)) // its directory looks unfinished now
-	cleared := &listed{Storage: m, dir: "backup/demo/" + string(first.Label), after: func() { must(t, storage.WriteAll(t.Context(), m, name, manifest)) }}
+	cleared := &listed{Storage: m, is: second("backup/demo/" + string(first.Label)), after: func() { must(t, storage.WriteAll(t.Context(), m, name, manifest)) }}
 	second, err := r.backupWith(t.Context(), cleared, m, engine.BackupOptions{})
 	must(t, err)
 	if cleared.after != nil {
@@ -559,7 +542,7 @@ func TestPublishedWhileResumed(t *testing.T) {
 	manifest, err := storage.ReadAll(t.Context(), m, name, 8<<20)
 	must(t, err)
 	must(t, m.Remove(t.Context(), name))
-	resumed := &listed{Storage: m, dir: "backup/demo/" + string(first.Label), after: func() { must(t, storage.WriteAll(t.Context(), m, name, manifest)) }}
+	resumed := &listed{Storage: m, is: second("backup/demo/" + string(first.Label)), after: func() { must(t, storage.WriteAll(t.Context(), m, name, manifest)) }}
 	if _, err := r.backupWith(t.Context(), resumed, m, engine.BackupOptions{Resume: true, Compress: repo.LZ4, Level: 1}); err == nil || !strings.Contains(err.Error(), "another host has just completed it") {
 		t.Errorf("error: %v", err)
 	}
@@ -569,12 +552,22 @@ func TestPublishedWhileResumed(t *testing.T) {
 	r.holds(m, first.Label)
 }
 
-// listed calls after when a directory has been listed for the last time before objects are removed from it.
+// listed calls after, once, when what is means has just been listed.
 type listed struct {
 	storage.Storage
-	dir   string
-	seen  int
+	is    func(dir string, o storage.ListOptions) bool
 	after func()
+}
+
+// second means the second listing of a directory: the plan looks at it, and then Run, which takes it for unfinished.
+func second(want string) func(string, storage.ListOptions) bool {
+	seen := 0
+	return func(dir string, _ storage.ListOptions) bool {
+		if dir == want {
+			seen++
+		}
+		return dir == want && seen == 2
+	}
 }
 
 func (l *listed) List(ctx context.Context, dir string, o storage.ListOptions) iter.Seq2[storage.Info, error] {
@@ -584,11 +577,9 @@ func (l *listed) List(ctx context.Context, dir string, o storage.ListOptions) it
 				return
 			}
 		}
-		if dir == l.dir && l.after != nil {
-			if l.seen++; l.seen == 2 { // the plan looks at it, and Run, which takes it for unfinished
-				l.after()
-				l.after = nil
-			}
+		if after := l.after; after != nil && l.is(dir, o) {
+			l.after = nil
+			after()
 		}
 	}
 }

@@ -56,6 +56,8 @@ func (s *Stanza) missingOf(ctx context.Context, m *repo.Manifest) (string, error
 			return "", fmt.Errorf("look at %s: %w", object, err)
 		case !fits(m, s.o.Stanza, i, info):
 			return fmt.Sprintf("%s has %d bytes, which is not what was written", object, info.Size), nil
+		case f.BundleID > 0: // asked once, not for each file in it
+			bundles[f.BundleID] = info.Size
 		}
 	}
 	return "", nil
